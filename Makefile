@@ -1,0 +1,60 @@
+# Every verb works from a fresh clone: it makes .venv first, from the pinned versions in constraints.txt.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := lab,hf,tensorboard,dev,docs
+
+# Two test processes with one torch thread each use two cores better than one process with two threads.
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format docs serve-docs bench clean
+
+help: ## list the verbs
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+venv: $(STAMP) ## make .venv with everything for development
+
+# The build of the package itself is pinned too: pip reads the two variables for its build environment.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "No venv: install Python >= 3.10 with its venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## train on real data, print the K table, write the report page (the main job)
+	$(BIN)/moegate demo
+
+test: $(STAMP) ## run all tests; fails under 90 % line coverage of src/
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal \
+	  --cov --cov-report=term:skip-covered $(PYTEST_FLAGS)
+
+check: $(STAMP) docs ## lint, formatting, strict types, spelling, docs build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python scripts/check_paths.py
+
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP) ## build the documentation into site/
+	$(BIN)/python scripts/build_reference.py
+	$(BIN)/zensical build --clean --strict
+
+serve-docs: $(STAMP) ## read the documentation at localhost:8000 while writing it
+	$(BIN)/python scripts/build_reference.py
+	$(BIN)/zensical serve
+
+bench: $(STAMP) ## time route() and MoE against a plain PyTorch composition
+	$(BIN)/python benchmarks/run.py
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) site docs/reference build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

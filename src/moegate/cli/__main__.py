@@ -1,0 +1,5 @@
+"""`python -m moegate.cli` is `moegate`."""
+
+from moegate.cli.app import main
+
+main()

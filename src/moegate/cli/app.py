@@ -1,0 +1,85 @@
+"""The shell around the verbs: lists them, loads the one that is called, prints errors as sentences."""
+
+import importlib
+import os
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
+
+VERBS = {
+    "demo": "Train on real data, compare K = 1, 2, 4, 8, and open a page that shows what the router did.",
+    "train": "Train one MoE model and write its run folder.",
+    "sweep": "Compare routers, values of K and balancing methods over several seeds.",
+    "report": "Write one HTML page about runs or sweeps.",
+    "doctor": "Show versions, hardware, and which implementation serves each operator.",
+}
+"""Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`."""
+
+
+def load_verb(name: str) -> Any:
+    """Import `moegate.cli.NAME` and make a command of its function `NAME`."""
+    function = getattr(importlib.import_module(f"moegate.cli.{name}"), name)
+    single = typer.Typer(add_completion=False)
+    single.command(name)(function)
+    return typer.main.get_command(single)
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs; listing them imports none."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command with the verb's help line, enough for a listing."""
+        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The real command, for a call."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_verb(str(name)), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; what the user got wrong is printed as a sentence, without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            if os.environ.get("MOEGATE_TRACEBACK"):
+                raise
+            console = Console(stderr=True, highlight=False)
+            console.print(f"[bold red]Error:[/] {type(error).__name__}:", str(error), markup=True)
+            console.print("Set MOEGATE_TRACEBACK=1 to see where it was raised.", style="dim")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    help="moegate: the routing layer for Mixture-of-Experts models.",
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moegate {version('moegate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def moegate(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """The routing layer for Mixture-of-Experts models."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
