@@ -1,0 +1,140 @@
+"""`moegate doctor`: what is installed, what the machine has, and what serves each operator."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moegate.ops import OPERATORS
+
+PACKAGES = ("moegate", "torch", "numpy", "safetensors")
+OPTIONAL = {
+    "mlxtend": "lab",
+    "django": "lab",
+    "matplotlib": "lab",
+    "transformers": "hf",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}
+"""Optional distribution -> the extra of moegate that installs it."""
+
+# The instruction sets that matter for routing and matrix products, in the spelling of Linux and of macOS.
+NOTABLE_FLAGS = (
+    "avx2 fma avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 amx_int8 "
+    "asimd asimdhp asimddp bf16 i8mm sve sve2 sme"
+).split()
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution; None without it. Imports nothing."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_facts(cpuinfo: str) -> dict[str, Any]:
+    """Model and notable instruction sets from the text of Linux's /proc/cpuinfo (empty elsewhere)."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        "flags": [flag for flag in NOTABLE_FLAGS if flag in flags],
+    }
+
+
+def usable_cores() -> int:
+    """The cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The accelerators that torch sees, with their memory in GiB."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        memory = round(properties.total_memory / 2**30, 1)
+        found.append({"name": properties.name, "memory_gib": memory, "capability": capability})
+    return found
+
+
+def survey() -> dict[str, Any]:
+    """Everything that doctor shows, as plain values."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "optional": {name: installed_version(name) for name in OPTIONAL},
+        "processor": {
+            **cpu_facts(cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""),
+            "usable_cores": usable_cores(),
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
+        "gpus": gpus(),
+        "operators": [asdict(operator) for operator in OPERATORS],
+    }
+
+
+def versions_table(facts: dict[str, Any]) -> Table:
+    """Package, version, and for what is missing the command that installs it."""
+    table = Table("package", "version", title="Versions", title_justify="left")
+    table.add_row("python", facts["python"])
+    for name, found in facts["packages"].items():
+        table.add_row(name, found or "not installed")
+    for name, found in facts["optional"].items():
+        table.add_row(name, found or escape(f"missing: pip install 'moegate[{OPTIONAL[name]}]'"))
+    return table
+
+
+def machine_table(facts: dict[str, Any]) -> Table:
+    """Processor, threads and accelerators."""
+    table = Table("part", "found", title="Machine", title_justify="left")
+    processor, threads = facts["processor"], facts["threads"]
+    table.add_row("platform", facts["platform"])
+    table.add_row("processor", f"{processor['model']}, {processor['usable_cores']} usable cores")
+    table.add_row("instruction sets", " ".join(processor["flags"]) or "unknown")
+    table.add_row("torch CPU kernels", processor["torch_capability"])
+    table.add_row("torch threads", f"{threads['intra_op']} intra-op, {threads['inter_op']} inter-op")
+    for gpu in facts["gpus"] or [None]:
+        text = "none" if gpu is None else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
+        table.add_row("GPU", text)
+    return table
+
+
+def operators_table(facts: dict[str, Any]) -> Table:
+    """Operator, what serves it, and why."""
+    table = Table("operator", "does", "implementation", "why", title="Operators", title_justify="left")
+    for operator in facts["operators"]:
+        table.add_row(*(escape(operator[key]) for key in ("name", "purpose", "implementation", "reason")))
+    return table
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Show versions, hardware, and which implementation serves each operator."""
+    facts = survey()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    console = Console()
+    for table in (versions_table(facts), machine_table(facts), operators_table(facts)):
+        console.print(table)

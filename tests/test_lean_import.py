@@ -1,0 +1,61 @@
+"""`import moegate` costs little beyond torch and loads nothing heavy."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+BUDGET_MS = 60.0
+RUNS = 5
+HEAVY = ("triton", "transformers", "matplotlib", "typer", "rich", "mlxtend", "sklearn", "pandas", "tensorboard")
+
+TIMED = """
+import time
+import torch
+start = time.perf_counter()
+import moegate
+print((time.perf_counter() - start) * 1000)
+"""
+
+LOADED = """
+import sys
+import torch
+before = set(sys.modules)
+import moegate
+print(" ".join(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints, without the coverage that pytest-cov would start in it."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "COVERAGE_"))}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    return done.stdout.strip()
+
+
+def test_import_is_cheap_beyond_torch() -> None:
+    # The fastest of several runs: other work on the machine can only make a run slower.
+    fastest = min(float(python(TIMED)) for _ in range(RUNS))
+    assert fastest <= BUDGET_MS, f"import moegate took {fastest:.1f} ms beyond torch in the best of {RUNS} runs"
+
+
+@pytest.fixture(scope="module")
+def newly_loaded() -> set[str]:
+    return set(python(LOADED).split())
+
+
+def test_the_probe_sees_what_is_loaded(newly_loaded: set[str]) -> None:
+    assert "moegate" in newly_loaded
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_import_does_not_load(name: str, newly_loaded: set[str]) -> None:
+    assert name not in newly_loaded
+
+
+def test_import_does_not_load_the_leaves() -> None:
+    leaves = ("cli", "lab", "report", "hf", "trace", "ascend")
+    code = "import sys, moegate; print(' '.join(name for name in sys.modules if name.startswith('moegate.')))"
+    parts = {name.split(".")[1] for name in python(code).split()}
+    assert parts.isdisjoint(leaves)
