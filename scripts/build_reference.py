@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,9 @@ PACKAGE = ROOT / "src" / "moegate"
 TARGET = ROOT / "docs" / "reference"
 MAX_SIGNATURE_LINE = 88
 
-SECTIONS = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Sources?|References?|Note|Shape):\s*$")
+SECTIONS = re.compile(
+    r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Sources?|References?|Note|Shape):\s*$"
+)
 
 
 def module_names() -> list[str]:
@@ -55,8 +58,10 @@ def documented_constants(module: ModuleType) -> dict[str, str]:
         return {}
     body = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
     found = {}
-    for statement, after in zip(body, body[1:], strict=False):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    for statement, after in pairwise(body):
+        targets = (
+            statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        )
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             found.update({t.id: str(after.value.value) for t in targets if isinstance(t, ast.Name)})
     return found
@@ -208,7 +213,7 @@ def command_line_page() -> str:
     """The page of the command line, from what `--help` prints."""
     from typer.testing import CliRunner
 
-    from moegate.cli.app import VERBS, app
+    from moegate.cli.shell import VERBS, app
 
     # A fixed width and a terminal without colours make the page the same everywhere.
     runner = CliRunner(env={"TERMINAL_WIDTH": "100", "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
@@ -238,7 +243,9 @@ def main() -> int:
         (TARGET / f"{name}.md").write_text(text, encoding="utf-8")
     for name in reference.undocumented:
         print(f"undocumented: {name}", file=sys.stderr)
-    print(f"{len(pages)} pages in {TARGET.relative_to(ROOT)}, {len(reference.undocumented)} undocumented names")
+    print(
+        f"{len(pages)} pages in {TARGET.relative_to(ROOT)}, {len(reference.undocumented)} undocumented names"
+    )
     return 1 if reference.undocumented else 0
 
 

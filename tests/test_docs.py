@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import moegate
-from moegate.cli.app import VERBS, load_verb
+from moegate.cli.shell import VERBS, load_verb
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -21,7 +21,9 @@ PAGES = sorted(
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     if path.is_file() and not path.is_relative_to(ROOT / "docs" / "reference")
 )
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", flags=re.M | re.S
+)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 VERB_CALL = re.compile(r"(?:^|\s|/)moegate (?P<verb>[a-z]+)(?P<rest>[^\n#|&;]*)", re.M)
 

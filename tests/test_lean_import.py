@@ -8,7 +8,7 @@ import pytest
 
 BUDGET_MS = 60.0
 RUNS = 5
-HEAVY = ("triton", "transformers", "matplotlib", "typer", "rich", "mlxtend", "sklearn", "pandas", "tensorboard")
+HEAVY = ("triton", "transformers", "matplotlib", "typer", "rich", "mlxtend", "sklearn", "pandas")
 
 TIMED = """
 import time
@@ -37,7 +37,7 @@ def python(code: str) -> str:
 def test_import_is_cheap_beyond_torch() -> None:
     # The fastest of several runs: other work on the machine can only make a run slower.
     fastest = min(float(python(TIMED)) for _ in range(RUNS))
-    assert fastest <= BUDGET_MS, f"import moegate took {fastest:.1f} ms beyond torch in the best of {RUNS} runs"
+    assert fastest <= BUDGET_MS, f"import moegate took {fastest:.1f} ms beyond torch (best of {RUNS} runs)"
 
 
 @pytest.fixture(scope="module")

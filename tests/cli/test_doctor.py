@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import moegate
 from moegate.cli import doctor as module
-from moegate.cli.app import app
+from moegate.cli.shell import app
 from moegate.ops import OPERATORS
 
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}

@@ -1,5 +1,5 @@
 """The command line: `moegate VERB`. One file a verb, loaded when it is called."""
 
-from moegate.cli.app import app, main
+from moegate.cli.shell import app, main
 
 __all__ = ["app", "main"]

@@ -1,5 +1,5 @@
 """`python -m moegate.cli` is `moegate`."""
 
-from moegate.cli.app import main
+from moegate.cli.shell import main
 
 main()

@@ -30,9 +30,9 @@ OPTIONAL = {
 
 # The instruction sets that matter for routing and matrix products, in the spelling of Linux and of macOS.
 NOTABLE_FLAGS = (
-    "avx2 fma avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 amx_int8 "
-    "asimd asimdhp asimddp bf16 i8mm sve sve2 sme"
-).split()
+    *("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
+)
 
 
 def installed_version(name: str) -> str | None:
@@ -114,7 +114,11 @@ def machine_table(facts: dict[str, Any]) -> Table:
     table.add_row("torch CPU kernels", processor["torch_capability"])
     table.add_row("torch threads", f"{threads['intra_op']} intra-op, {threads['inter_op']} inter-op")
     for gpu in facts["gpus"] or [None]:
-        text = "none" if gpu is None else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
+        text = (
+            "none"
+            if gpu is None
+            else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
+        )
         table.add_row("GPU", text)
     return table
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand, TyperGroup
+from rich.markup import escape
+from typer.core import TyperGroup
 
 VERBS = {
     "demo": "Train on real data, compare K = 1, 2, 4, 8, and open a page that shows what the router did.",
@@ -28,18 +29,10 @@ def load_verb(name: str) -> Any:
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs; listing them imports none."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order of the table."""
-        return list(VERBS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command with the verb's help line, enough for a listing."""
-        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+    """The group of all verbs, which knows only their help lines until one is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The real command, for a call."""
+        """Find the verb that is called, and load it."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_verb(str(name)), rest
 
@@ -51,7 +44,7 @@ class Verbs(TyperGroup):
             if os.environ.get("MOEGATE_TRACEBACK"):
                 raise
             console = Console(stderr=True, highlight=False)
-            console.print(f"[bold red]Error:[/] {type(error).__name__}:", str(error), markup=True)
+            console.print(f"[bold red]Error:[/] {escape(str(error))}")
             console.print("Set MOEGATE_TRACEBACK=1 to see where it was raised.", style="dim")
             raise typer.Exit(2) from None
 
@@ -78,6 +71,14 @@ def moegate(
     ] = False,
 ) -> None:
     """The routing layer for Mixture-of-Experts models."""
+
+
+def _listed() -> None:
+    """Stands for a verb in the list of verbs; a call loads the verb itself."""
+
+
+for _verb, _line in VERBS.items():
+    app.command(_verb, help=_line)(_listed)
 
 
 def main() -> None:

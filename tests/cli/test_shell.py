@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 import moegate
-from moegate.cli import app as shell
-from moegate.cli.app import VERBS, app
+from moegate.cli import shell
+from moegate.cli.shell import VERBS, app
 
 VERB_SET = {"demo", "train", "sweep", "report", "doctor"}
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -39,7 +39,7 @@ def test_help_lists_all_verbs_with_their_lines() -> None:
 def test_help_loads_no_verb() -> None:
     code = (
         "import sys\n"
-        "from moegate.cli.app import VERBS, app\n"
+        "from moegate.cli.shell import VERBS, app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "print('loaded:', [v for v in VERBS if f'moegate.cli.{v}' in sys.modules])\n"
