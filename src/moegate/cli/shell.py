@@ -14,7 +14,7 @@ VERBS = {
     "demo": "Train on real data, compare K = 1, 2, 4, 8, and open a page that shows what the router did.",
     "train": "Train one MoE model and write its run folder.",
     "sweep": "Compare routers, values of K and balancing methods over several seeds.",
-    "report": "Write one HTML page about runs or sweeps.",
+    "report": "Write one self-contained HTML page about runs or sweeps.",
     "doctor": "Show versions, hardware, and which implementation serves each operator.",
 }
 """Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`."""
