@@ -52,6 +52,23 @@ def public_names(module: ModuleType) -> list[str]:
     ]
 
 
+def home_of(module: ModuleType, name: str) -> str:
+    """The module whose page describes a name: the one that defines it, or a package above that re-exports it.
+
+    The top level offers names of every part; it lists them and describes none.
+    """
+    value = getattr(module, name)
+    defined_in = getattr(value, "__module__", None)
+    if defined_in not in module_names() or not (inspect.isclass(value) or inspect.isfunction(value)):
+        return module.__name__
+    parts = defined_in.split(".")
+    for depth in range(2, len(parts)):
+        package = sys.modules[".".join(parts[:depth])]
+        if name in getattr(package, "__all__", []) and getattr(package, name) is value:
+            return package.__name__
+    return defined_in if name in public_names(sys.modules[defined_in]) else module.__name__
+
+
 def documented_constants(module: ModuleType) -> dict[str, str]:
     """The module's assignments that are followed by a string, with that string."""
     if module.__file__ is None:
@@ -183,30 +200,35 @@ class Reference:
             yield self.documented(f"{title}.{name}", inherited_doc(owner, name))
 
     def symbol(self, module: ModuleType, name: str) -> Iterator[str]:
-        """One section a public name; a name that another module defines is linked there."""
+        """One section a public name."""
         value = getattr(module, name)
-        home = getattr(value, "__module__", module.__name__)
         title = f"{module.__name__}.{name}"
         yield f"## {name}\n"
-        if inspect.ismodule(value):
-            yield f"Module: [{value.__name__}]({value.__name__}.md)\n"
-        elif inspect.isclass(value) or inspect.isfunction(value):
-            if home != module.__name__ and home in module_names() and name in public_names(sys.modules[home]):
-                yield f"See [{home}.{name}]({home}.md#{name.lower()}).\n"
-                return
+        if inspect.isclass(value) or inspect.isfunction(value):
             yield f"```python\n{signature(name, value)}\n```\n"
             yield self.documented(title, own_doc(value))
-            if inspect.isclass(value):
-                yield from self.class_members(title, value)
         else:
             yield self.documented(title, documented_constants(module).get(name))
+        if inspect.isclass(value):
+            yield from self.class_members(title, value)
 
-    def page(self, module: ModuleType) -> str:
-        """The page of one module."""
-        parts = [f"# {module.__name__}\n", self.documented(module.__name__, own_doc(module))]
+    def page(self, module: ModuleType) -> str | None:
+        """The page of one module; None when all its names are described elsewhere."""
+        title = f"# {module.__name__}\n"
+        introduction = self.documented(module.__name__, own_doc(module))
+        links, sections = [], []
+        is_package = hasattr(module, "__path__")
         for name in public_names(module):
-            parts += self.symbol(module, name)
-        return "\n".join(parts)
+            home = home_of(module, name)
+            if inspect.ismodule(getattr(module, name)):
+                links.append(f"- [{name}]({getattr(module, name).__name__}.md)")
+            elif home != module.__name__:
+                links.append(f"- [{name}]({home}.md#{name.lower()})")
+            else:
+                sections += self.symbol(module, name)
+        if not sections and not is_package:
+            return None
+        return "\n".join([title, introduction, *links, "", *sections])
 
 
 def command_line_page() -> str:
@@ -230,11 +252,12 @@ def main() -> int:
     """Write all pages; 1 when a public name has no docstring."""
     reference = Reference()
     modules = [importlib.import_module(name) for name in module_names()]
-    pages = {module.__name__: reference.page(module) for module in modules}
+    found = {module.__name__: reference.page(module) for module in modules}
+    pages = {name: text for name, text in found.items() if text is not None}
+    introductions = {name: (own_doc(sys.modules[name]) or "").split("\n\n")[0] for name in pages}
+    rows = [f"- [{name}]({name}.md): {' '.join(text.split())}" for name, text in introductions.items()]
+    rows.append("- [Command line](command-line.md): the verbs and their options.")
     pages["command-line"] = command_line_page()
-    first_lines = {m.__name__: (own_doc(m) or "").split("\n\n")[0].replace("\n", " ") for m in modules}
-    rows = [f"- [{name}]({name}.md): {line}" for name, line in first_lines.items()]
-    rows.append("- [Command line](command-line.md): the verbs and their options")
     pages["index"] = "# Reference\n\nMade from the docstrings.\n\n" + "\n".join(rows) + "\n"
 
     shutil.rmtree(TARGET, ignore_errors=True)

@@ -12,7 +12,7 @@ import moegate
 from moegate.cli import shell
 from moegate.cli.shell import VERBS, app
 
-VERB_SET = {"demo", "train", "sweep", "report", "doctor"}
+VERB_SET = {"demo", "train", "sweep", "report", "data", "doctor"}
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "train": "Train one MoE model and write its run folder.",
     "sweep": "Compare routers, values of K and balancing methods over several seeds.",
     "report": "Write one self-contained HTML page about runs or sweeps.",
+    "data": "Show the data: domains, sizes of the splits, sources, licences.",
     "doctor": "Show versions, hardware, and which implementation serves each operator.",
 }
 """Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`."""
