@@ -1,0 +1,76 @@
+"""`moegate sweep`: compare routers, K and balance over seeds, with controls."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moegate.cli.train import TASK, option, use_threads
+
+
+def sweep(
+    output: Annotated[Path, option("Folder of the sweep.", "--output", "-o")],
+    task: Annotated[str, typer.Option(help=TASK)] = "image",
+    top_k: Annotated[str, typer.Option("--top-k", help="Values of K.")] = "1,2,4,8",
+    router: Annotated[str, typer.Option(help="Routing strategies.")] = "topk",
+    balance: Annotated[str, typer.Option(help="Balance strategies.")] = "aux",
+    seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 3,
+    controls: Annotated[str, typer.Option(help="dense, frozen, both, or none.")] = "none",
+    steps: Annotated[int | None, option("Optimizer steps of each run.")] = None,
+    config: Annotated[Path | None, option("TOML or JSON file of settings that all runs share.")] = None,
+    corpus: Annotated[str | None, option("Folder with one subfolder a domain (text).")] = None,
+    resume: Annotated[bool, option("Continue the sweep in the folder.", "--resume")] = False,
+    threads: Annotated[int | None, option("Threads of PyTorch; default: all cores.")] = None,
+) -> None:
+    """Train every combination of the axes and print the table: mean ± 95 % interval over seeds.
+
+    Writes table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished
+    runs are kept.
+    """
+    from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list
+    from moegate.lab.training.config import read_config_file
+
+    shared = {"steps": steps, "corpus": corpus}
+    base = {
+        **({} if config is None else read_config_file(config)),
+        **{name: value for name, value in shared.items() if value is not None},
+    }
+    axes = Axes(
+        top_k=parse_integers("--top-k", parse_list(top_k)),
+        router=parse_list(router),
+        balance=parse_list(balance),
+        seeds=seeds,
+        controls=() if controls == "none" else parse_list(controls),
+    )
+    use_threads(threads)
+    command = shlex.join(["moegate", *sys.argv[1:]])
+    run_and_print(SweepPlan(task, axes, base, command), output, resume=resume, console=Console())
+
+
+def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) -> None:
+    """Run a sweep with progress and print its table; on Ctrl-C print what there is and how to go on.
+
+    Raises:
+        typer.Exit: the sweep was interrupted.
+    """
+    from moegate.lab.sweep import make_rows, print_table, read_runs, run_sweep
+    from moegate.lab.training.loop import Interrupted
+    from moegate.lab.training.progress import make_reporter
+
+    for sentence in plan.grid().skipped:
+        console.print(f"Left out: {sentence}", highlight=False, markup=False)
+    reporter = make_reporter(console)
+    try:
+        rows = run_sweep(plan, output, resume=resume, reporter=reporter)
+    except (Interrupted, KeyboardInterrupt):
+        reporter.close()
+        print_table(console, make_rows(read_runs(output)), f"{output.name}, so far")
+        console.print("Stopped. Go on with the same command and --resume.")
+        raise typer.Exit(130) from None
+    finally:
+        reporter.close()
+    print_table(console, rows, output.name)
+    console.print(f"Results in {output}", highlight=False, soft_wrap=True)

@@ -1,0 +1,123 @@
+"""The table of a sweep as text: in colour for a terminal, in Markdown for a page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+LOOKS_AHEAD = "* looks ahead: its predictions depend on other or later tokens, so its score isn't comparable."
+LOWER_IS_BETTER = {"bits_per_byte": True, "accuracy": False}
+
+
+class Column(NamedTuple):
+    """A heading and how a row fills it."""
+
+    heading: str
+    text: Callable[[Row], str]
+
+
+def row_name(row: Row) -> str:
+    """Return the name of a row: router or control, with a star if it looks ahead.
+
+    Example:
+        >>> row_name({"router": "expert_choice", "control": None, "causal": False})
+        'expert_choice *'
+        >>> row_name({"router": "topk", "control": "frozen", "causal": True})
+        'topk, frozen gate'
+    """
+    if row["control"] == "dense":
+        return "dense control"
+    name = str(row["router"]) + (", frozen gate" if row["control"] == "frozen" else "")
+    return name if row["causal"] else f"{name} *"
+
+
+def interval(mean: float, half_width: float | None, digits: int, scale: float = 1.0) -> str:
+    """Return "mean ± half width", or the mean alone when there is no interval.
+
+    Example:
+        >>> interval(0.9512, 0.0034, 2, scale=100)
+        '95.12 ± 0.34'
+        >>> interval(0.9512, None, 2)
+        '0.95'
+    """
+    text = f"{mean * scale:,.{digits}f}"
+    return text if half_width is None else f"{text} ± {half_width * scale:,.{digits}f}"
+
+
+def columns(metric: str) -> tuple[Column, ...]:
+    """Return the columns of a table whose quality is measured by `metric`."""
+    accuracy = metric == "accuracy"
+    heading, digits, scale = ("accuracy %", 2, 100.0) if accuracy else ("bits/byte", 3, 1.0)
+    return (
+        Column("router", row_name),
+        Column("K", lambda row: _or_dash(row["top_k"], "{}")),
+        Column("balance", lambda row: str(row["balance"])),
+        Column(heading, lambda row: interval(row["mean"], row["ci95"], digits, scale)),
+        Column("train tokens/s", lambda row: interval(row["tokens_per_second"], row["tokens_per_second_ci95"], 0)),
+        Column("inference tokens/s", lambda row: _or_dash(row["inference_tokens_per_second"], "{:,.0f}")),
+        Column("utilisation %", lambda row: _or_dash(row["utilization"], "{:.1%}").rstrip("%")),
+        Column("MaxVio", lambda row: _or_dash(row["max_violation"], "{:.2f}")),
+        Column("dropped %", lambda row: _or_dash(row["drop_rate"], "{:.1%}").rstrip("%")),
+        Column("active / all parameters", lambda row: f"{row['active_parameters']:,} / {row['parameters']:,}"),
+        Column("seeds", lambda row: str(row["seeds"])),
+    )
+
+
+def print_table(console: Console, rows: Sequence[Row], title: str) -> None:
+    """Print the table; the best mean is bold, and a note explains stars."""
+    if not rows:
+        console.print(f"{title}: no finished run yet.")
+        return
+    shown = columns(rows[0]["metric"])
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(shown):
+        table.add_column(column.heading, justify="left" if number == 0 else "right")
+    best = best_row(rows)
+    for row in rows:
+        table.add_row(*(column.text(row) for column in shown), style="bold" if row is best else "")
+    console.print(table)
+    console.print(table_note(rows), highlight=False, markup=False)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the table in Markdown.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("There is no finished run to make a table of.")
+    shown = columns(rows[0]["metric"])
+    lines = [
+        _markdown_line(column.heading for column in shown),
+        _markdown_line("---" if number == 0 else "---:" for number, _ in enumerate(shown)),
+        *(_markdown_line(column.text(row) for column in shown) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """Return the row with the best mean among those that don't look ahead."""
+    fair = [row for row in rows if row["causal"]]
+    if not fair:
+        return None
+    sign = -1.0 if LOWER_IS_BETTER[fair[0]["metric"]] else 1.0
+    return max(fair, key=lambda row: sign * float(row["mean"]))
+
+
+def table_note(rows: Sequence[Row]) -> str:
+    """Return what a reader of the table must know."""
+    seeds = max(row["seeds"] for row in rows)
+    note = "± is the half width of the 95 % interval of the mean over seeds (Student's t)." if seeds > 1 else ""
+    note = note or "One seed: no interval, so small differences say nothing."
+    return note if all(row["causal"] for row in rows) else f"{note}\n{LOOKS_AHEAD}"
+
+
+def _markdown_line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _or_dash(value: Any, form: str) -> str:
+    return "–" if value is None else form.format(value)
