@@ -1,0 +1,120 @@
+"""Checks of what users pass, with sentences that say what was passed and what is expected."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_logits(logits: object) -> None:
+    """Raises unless ``logits`` is a floating-point tensor with a last dimension of experts."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor [..., num_experts], got {type(logits).__name__}.")
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"logits must be floating point, got {logits.dtype}: pass the gate's raw output, "
+            "not indices; convert with logits.float() if these really are logits."
+        )
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(
+            f"logits must have the shape [..., num_experts] with at least one expert, got {tuple(logits.shape)}."
+        )
+
+
+def flat_tokens(name: str, values: Tensor | None, batch_shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """``values``, one per token, flattened to ``[T]``; None stays None. Raises when the shape or device is another."""
+    if values is None:
+        return None
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}.")
+    num_tokens = math.prod(batch_shape)
+    if tuple(values.shape) not in {batch_shape, (num_tokens,)}:
+        raise ValueError(
+            f"{name} must have one value per token, so the shape {batch_shape} or ({num_tokens},); "
+            f"got {tuple(values.shape)}."
+        )
+    check_device(name, values, like)
+    return values.reshape(-1)
+
+
+def flat_mask(token_mask: Tensor | None, batch_shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """The token mask as ``[T]`` bool; raises for anything but bool, so that no attention bias passes for a mask."""
+    if isinstance(token_mask, Tensor) and token_mask.dtype != torch.bool:
+        raise TypeError(
+            f"token_mask must be bool with True for a real token, got {token_mask.dtype}: "
+            "for a Hugging Face attention_mask pass attention_mask.bool()."
+        )
+    return flat_tokens("token_mask", token_mask, batch_shape, like)
+
+
+def flat_token_ids(token_ids: Tensor | None, batch_shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """The token ids as ``[T]`` int64."""
+    if isinstance(token_ids, Tensor) and (token_ids.is_floating_point() or token_ids.dtype == torch.bool):
+        raise TypeError(f"token_ids must be integers, got {token_ids.dtype}.")
+    ids_T = flat_tokens("token_ids", token_ids, batch_shape, like)
+    return None if ids_T is None else ids_T.to(torch.int64)
+
+
+def per_expert(name: str, values: Tensor | None, num_experts: int, like: Tensor) -> Tensor | None:
+    """``values [E]`` in the dtype of ``like``; None stays None."""
+    if values is None:
+        return None
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor [{num_experts}], got {_describe(values)}.")
+    if tuple(values.shape) != (num_experts,):
+        raise ValueError(
+            f"{name} must hold one value per expert, so the shape ({num_experts},); got {tuple(values.shape)}."
+        )
+    check_device(name, values, like)
+    return values.to(like.dtype)
+
+
+def like_logits(name: str, values: Tensor | None, logits_TE: Tensor, batch_shape: tuple[int, ...]) -> Tensor | None:
+    """``values``, shaped like the logits, flattened to ``[T, E]`` in their dtype; None stays None."""
+    if values is None:
+        return None
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor like the logits, got {_describe(values)}.")
+    num_tokens, num_logits = logits_TE.shape
+    if tuple(values.shape) not in {(*batch_shape, num_logits), (num_tokens, num_logits)}:
+        raise ValueError(
+            f"{name} must be shaped like the logits, {(*batch_shape, num_logits)}; got {tuple(values.shape)}."
+        )
+    check_device(name, values, logits_TE)
+    return values.to(logits_TE.dtype).reshape(num_tokens, num_logits)
+
+
+def check_device(name: str, values: Tensor, like: Tensor) -> None:
+    """Raises when ``values`` lies on another device than ``like``."""
+    if values.device != like.device:
+        raise ValueError(
+            f"{name} is on {values.device} and the logits are on {like.device}: "
+            f"move it with {name}.to({str(like.device)!r})."
+        )
+
+
+def as_generator(generator: torch.Generator | int | None, device: torch.device) -> torch.Generator | None:
+    """A generator: itself, or a fresh one for an integer seed.
+
+    A generator object that was passed by hand has moved on when activation checkpointing recomputes a forward; it
+    would draw other experts, and the gradient would be wrong without a sign. That is refused.
+    """
+    if generator is None:
+        return None
+    if isinstance(generator, bool) or not isinstance(generator, int | torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, an integer seed or None, got {type(generator).__name__}."
+        )
+    if isinstance(generator, int):
+        return torch.Generator(device).manual_seed(generator)
+    if torch._C._current_graph_task_id() != -1:
+        raise ValueError(
+            "A forward is being recomputed in the backward pass (activation checkpointing), but the torch.Generator "
+            "it was given has moved on since. Pass an integer seed as generator, or None for PyTorch's default "
+            "generator, whose state checkpointing restores."
+        )
+    return generator
+
+
+def _describe(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

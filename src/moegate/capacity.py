@@ -1,0 +1,205 @@
+"""Capacity: how many assignments an expert takes, and what becomes of those beyond it."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moegate.ops.ordered_topk import ordered_topk
+from moegate.parts import Part, check_choice, check_positive, check_positive_integer
+from moegate.records import EMPTY, count_assignments
+
+_DROP_ORDERS = ("position", "weight", "random", "batch_priority")
+_OVERFLOWS = ("drop", "reroute")
+
+
+def capacity(
+    num_tokens: int,
+    num_experts: int,
+    capacity_factor: float,
+    top_k: int = 1,
+    min_capacity: int = 1,
+    multiple_of: int = 1,
+) -> int:
+    """The most assignments that one expert takes: ``ceil(num_tokens · top_k / num_experts · capacity_factor)``.
+
+    The factor is taken as the decimal number that it prints as, so that 100 tokens, 10 experts and a factor of 1.1
+    give 11, where binary arithmetic would give 12.
+
+    Args:
+        num_tokens: real tokens in the batch.
+        num_experts: ``E``.
+        capacity_factor: 1.0 is exactly enough for a perfect balance; 1.25 is usual in training.
+        top_k: assignments per token.
+        min_capacity: never less than this.
+        multiple_of: rounded up to a multiple of this, such as the tile of a matrix product.
+
+    Raises:
+        ValueError: when an argument is out of range. The capacity is never 0.
+
+    Example:
+        >>> capacity(num_tokens=64, num_experts=8, capacity_factor=1.25)
+        10
+        >>> capacity(num_tokens=64, num_experts=8, capacity_factor=1.25, top_k=2, multiple_of=16)
+        32
+
+    Source: GShard (arXiv 2006.16668), Switch (arXiv 2101.03961).
+    """
+    for name, value in (("num_experts", num_experts), ("top_k", top_k), ("multiple_of", multiple_of)):
+        check_positive_integer(name, value)
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+        raise TypeError(f"num_tokens must be an integer, got {num_tokens!r}.")
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens must not be negative, got {num_tokens}.")
+    if min_capacity < 1:
+        raise ValueError(f"min_capacity must be at least 1, got {min_capacity}: an expert without room is never used.")
+    check_positive("capacity_factor", capacity_factor)
+    exact = Fraction(str(capacity_factor)) * num_tokens * top_k / num_experts
+    wanted = max(min_capacity, math.ceil(exact))
+    return -(-wanted // multiple_of) * multiple_of
+
+
+def capacity_of_real_tokens(
+    real_tokens: Tensor,
+    num_experts: int,
+    capacity_factor: float,
+    top_k: int = 1,
+    min_capacity: int = 1,
+    multiple_of: int = 1,
+) -> Tensor:
+    """``capacity`` for token counts that are a tensor (int64, any shape), without a transfer to the host.
+
+    Example:
+        >>> capacity_of_real_tokens(torch.tensor([64, 32]), 8, 1.25).tolist()
+        [10, 5]
+    """
+    factor = Fraction(str(capacity_factor)) * top_k / num_experts
+    exact = -(-(real_tokens * factor.numerator) // factor.denominator)
+    return -(-exact.clamp(min=min_capacity) // multiple_of) * multiple_of
+
+
+@dataclass(frozen=True, repr=False)
+class Capacity(Part):
+    """A limit on the assignments of each expert.
+
+    Args:
+        factor: the capacity factor of ``capacity``.
+        min_capacity: at least this many assignments each.
+        multiple_of: capacity rounded up to a multiple of this.
+        drop: who keeps a place in a full expert. ``"position"``: first choices before second choices, earlier
+            tokens first (Switch, GShard). ``"weight"``: the greatest weights (Megatron's ``probs``). ``"random"``:
+            a random order in training, position in evaluation, where nothing is drawn. ``"batch_priority"``: first
+            choices first, tokens with the greatest best weight first (V-MoE, arXiv 2106.05974).
+        overflow: ``"drop"``: the assignment is lost, and the token passes by the residual connection alone if it
+            has no other. ``"reroute"``: it goes to the token's next best expert that has room.
+
+    Example:
+        >>> import torch, moegate
+        >>> rule = moegate.recipes.switch(capacity_factor=1.0)
+        >>> moegate.route(torch.tensor([[5.0, 0.0], [4.0, 0.0]]), rule).expert_index.tolist()
+        [[0], [-1]]
+    """
+
+    kind: ClassVar[str] = "capacity"
+    factor: float = 1.25
+    min_capacity: int = 1
+    multiple_of: int = 1
+    drop: str = "position"
+    overflow: str = "drop"
+
+    def __post_init__(self) -> None:
+        check_choice("drop", self.drop, _DROP_ORDERS)
+        check_choice("overflow", self.overflow, _OVERFLOWS)
+        self.limit(num_tokens=1, num_experts=1, top_k=1)
+
+    def limit(self, num_tokens: int, num_experts: int, top_k: int) -> int:
+        """The capacity of each expert for a batch of ``num_tokens`` tokens."""
+        return capacity(num_tokens, num_experts, self.factor, top_k, self.min_capacity, self.multiple_of)
+
+    def limit_of_real_tokens(self, real_tokens: Tensor, num_experts: int, top_k: int) -> Tensor:
+        """The same for a count of real tokens that is a tensor."""
+        return capacity_of_real_tokens(
+            real_tokens, num_experts, self.factor, top_k, self.min_capacity, self.multiple_of
+        )
+
+    def assignment_order(
+        self, index_TK: Tensor, weights_TK: Tensor, training: bool, generator: torch.Generator | None
+    ) -> Tensor:
+        """``[T·K]``: the flat slots (``t · K + k``) in the order in which they are given places."""
+        num_tokens, top_k = index_TK.shape
+        slot_major_N = torch.arange(num_tokens * top_k, device=index_TK.device).view(num_tokens, top_k).mT.reshape(-1)
+        if self.drop == "weight":
+            return ordered_topk(weights_TK.detach().reshape(-1), num_tokens * top_k)
+        if self.drop == "random" and training:
+            return torch.randperm(num_tokens * top_k, generator=generator, device=index_TK.device)
+        if self.drop == "batch_priority" and num_tokens and top_k:
+            token_T = ordered_topk(weights_TK.detach().amax(dim=-1), num_tokens)
+            return (token_T[None, :] * top_k + torch.arange(top_k, device=index_TK.device)[:, None]).reshape(-1)
+        return slot_major_N
+
+
+def keep_within(index_TK: Tensor, order_N: Tensor, room_E: Tensor) -> Tensor:
+    """``[T, K]`` bool: the assignments that find a place when they are served in the given order.
+
+    ``room_E`` is the number of places in each expert; empty slots never have one.
+
+    Example:
+        >>> keep_within(torch.tensor([[0], [0], [1]]), torch.tensor([2, 1, 0]), torch.tensor([1, 1])).tolist()
+        [[False], [True], [True]]
+    """
+    num_experts = room_E.shape[0]
+    expert_N = index_TK.reshape(-1)[order_N]
+    expert_N = torch.where(expert_N < 0, num_experts, expert_N)
+    by_expert_N = torch.argsort(expert_N, stable=True)
+    sorted_N = expert_N[by_expert_N]
+    first_of_expert_E = torch.searchsorted(sorted_N, torch.arange(num_experts + 1, device=sorted_N.device))
+    place_N = torch.arange(sorted_N.shape[0], device=sorted_N.device) - first_of_expert_E[sorted_N]
+    room_of_none = room_E.new_zeros(1)
+    kept_N = place_N < torch.cat([room_E, room_of_none])[sorted_N]
+    result_N = torch.zeros_like(kept_N)
+    result_N[order_N[by_expert_N]] = kept_N
+    return result_N.view_as(index_TK)
+
+
+def reroute(index_TK: Tensor, kept_TK: Tensor, ranking_TE: Tensor, order_N: Tensor, limit: Tensor) -> Tensor:
+    """``[T, K]``: the assignments after those without a place went to the next best expert that has one.
+
+    Slot by slot, every token without a place asks its best-ranked expert that has room and that it does not hold
+    yet; those who find it full ask on. What finds no room at all becomes ``-1``.
+
+    Example:
+        >>> index, kept = torch.tensor([[0], [0]]), torch.tensor([[True], [False]])
+        >>> ranking = torch.tensor([[3.0, 2.0], [3.0, 2.0]])
+        >>> reroute(index, kept, ranking, torch.tensor([0, 1]), torch.tensor(1)).tolist()
+        [[0], [1]]
+    """
+    num_tokens, top_k = index_TK.shape
+    place_in_order_TK = torch.argsort(order_N).view(num_tokens, top_k)
+    result_TK = index_TK.masked_fill(~kept_TK, EMPTY)
+    without_place_TK = (index_TK >= 0) & ~kept_TK
+    for slot in range(top_k):
+        order_T = torch.argsort(place_in_order_TK[:, slot])
+        pending_T = without_place_TK[:, slot]
+        while bool(pending_T.any()):
+            # Every pass fills an expert, or places or gives up all who ask: at most E passes.
+            room_E = limit - count_assignments(result_TK, ranking_TE.shape[1])
+            closed_TE = _held_experts(result_TK, ranking_TE) | (room_E <= 0)
+            asked_T1 = ordered_topk(ranking_TE, 1, excluded=closed_TE)
+            asking_T = pending_T & ~closed_TE.gather(1, asked_T1)[:, 0]
+            request_T1 = asked_T1.masked_fill(~asking_T[:, None], EMPTY)
+            placed_T = keep_within(request_T1, order_T, room_E.clamp(min=0))[:, 0]
+            result_TK[:, slot] = torch.where(placed_T, asked_T1[:, 0], result_TK[:, slot])
+            pending_T = asking_T & ~placed_T
+    return result_TK
+
+
+def _held_experts(index_TK: Tensor, ranking_TE: Tensor) -> Tensor:
+    """``[T, E]`` bool: the experts that each token has."""
+    num_tokens, num_experts = ranking_TE.shape
+    # Empty slots land in one column more, which is cut off again.
+    held_TE = torch.zeros(num_tokens, num_experts + 1, dtype=torch.bool, device=index_TK.device)
+    held_TE.scatter_(1, torch.where(index_TK < 0, num_experts, index_TK), True)
+    return held_TE[:, :num_experts]

@@ -1,0 +1,118 @@
+"""Experts: the feed-forward networks behind the router, in one tensor per projection."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moegate.ops import grouped_mm
+from moegate.parts import check_choice, check_positive_integer
+
+__all__ = ["Experts", "SharedExperts"]
+
+
+def _relu_squared(values: Tensor) -> Tensor:
+    return functional.relu(values).square()
+
+
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu2": _relu_squared,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+_GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": functional.silu, "geglu": functional.gelu}
+_ACTIVATIONS = (*_GATED, *_PLAIN)
+
+
+class Experts(nn.Module):
+    """``E`` feed-forward networks, applied to rows that are sorted by expert.
+
+    Gated activations (``swiglu``, ``geglu``): ``down(act(gate x) · (up x))`` with ``gate_up_proj [E, 2F, D]``,
+    gate rows first. Plain ones (``gelu``, ``relu2``, ``relu``, ``silu``): ``down(act(up x))`` with ``up_proj [E, F, D]``.
+    ``down_proj`` is ``[E, D, F]``. This is the layout of Hugging Face transformers 5.
+
+    Example:
+        >>> import torch
+        >>> experts = Experts(num_experts=2, hidden_size=8, intermediate_size=16)
+        >>> experts(torch.randn(5, 8), torch.tensor([3, 5])).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, activation: str = "swiglu") -> None:
+        super().__init__()
+        for name, value in (
+            ("num_experts", num_experts),
+            ("hidden_size", hidden_size),
+            ("intermediate_size", intermediate_size),
+        ):
+            check_positive_integer(name, value)
+        check_choice("activation", activation, _ACTIVATIONS)
+        self.num_experts = num_experts
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.activation = activation
+        if activation in _GATED:
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        else:
+            self.up_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, uniform in ``±1/sqrt(inputs)``, as ``torch.nn.Linear`` starts."""
+        for parameter in self.parameters():
+            bound = 1.0 / math.sqrt(parameter.shape[-1])
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+        """The outputs ``[R, D]`` of rows that are sorted by expert.
+
+        Args:
+            rows_RD: ``[R, D]``.
+            offsets_E: ``[E]`` int64, the end of each expert's rows. Rows beyond the last belong to no expert; their
+                output is 0.
+        """
+        if torch.is_autocast_enabled(rows_RD.device.type):
+            rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
+        if self.activation in _GATED:
+            both_R2F = grouped_mm(rows_RD, self.gate_up_proj.to(rows_RD.dtype), offsets_E)
+            gate_RF, up_RF = both_R2F.chunk(2, dim=-1)
+            inner_RF = _GATED[self.activation](gate_RF) * up_RF
+        else:
+            inner_RF = _PLAIN[self.activation](grouped_mm(rows_RD, self.up_proj.to(rows_RD.dtype), offsets_E))
+        return grouped_mm(inner_RF, self.down_proj.to(rows_RD.dtype), offsets_E)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print(module)``."""
+        return f"{self.num_experts}, {self.hidden_size}, {self.intermediate_size}, activation={self.activation!r}"
+
+
+class SharedExperts(nn.Module):
+    """Experts that every token goes to, as one network of their joint width (DeepSeekMoE, arXiv 2401.06066).
+
+    Example:
+        >>> import torch
+        >>> SharedExperts(8, 32)(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str = "swiglu") -> None:
+        super().__init__()
+        check_choice("activation", activation, _ACTIVATIONS)
+        self.activation = activation
+        if activation in _GATED:
+            self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The output ``[..., D]`` of hidden states ``[..., D]``."""
+        if self.activation in _GATED:
+            inner = _GATED[self.activation](self.gate_proj(hidden)) * self.up_proj(hidden)
+        else:
+            inner = _PLAIN[self.activation](self.up_proj(hidden))
+        result: Tensor = self.down_proj(inner)
+        return result

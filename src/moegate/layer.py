@@ -1,0 +1,163 @@
+"""The Mixture-of-Experts layer: route, dispatch, experts, combine."""
+
+from torch import Generator, Tensor, nn
+
+from moegate.arguments import as_generator, flat_mask
+from moegate.dispatch import METHODS, combine, dispatch
+from moegate.experts import Experts, SharedExperts
+from moegate.gates import Gate, LinearGate
+from moegate.noise import LearnedNoise
+from moegate.parts import check_choice
+from moegate.records import Routing
+from moegate.routing import route
+from moegate.rule import RoutingRule
+from moegate.selection import SoftSlots
+
+__all__ = ["MoE"]
+
+
+class MoE(nn.Module):
+    """A sparse feed-forward layer that returns ``(out, routing)``.
+
+    Losses, balancers and metrics are functions of the routing; the layer keeps no statistics, so a forward that
+    activation checkpointing recomputes counts nothing twice.
+
+    Args:
+        hidden_size: ``D``.
+        intermediate_size: ``F`` of each expert.
+        num_experts: ``E``.
+        rule: how to route; the attribute may be set anew at any time (annealing, another k).
+        gate: hidden states to logits; a ``LinearGate`` by default.
+        activation: of the experts: ``swiglu``, ``geglu``, ``gelu``, ``relu2``, ``relu`` or ``silu``.
+        num_shared_experts: experts of the same size that every token goes to; 0 for none.
+        correction_bias: gives the default gate an ``e_score_correction_bias`` for a balance controller.
+        dispatch: ``"sorted"`` (dropless), ``"padded"`` (equal rows per expert) or ``"dense"`` (the readable oracle).
+
+    Shapes: hidden ``[..., D]`` → out ``[..., D]``; the leading dimensions are the tokens.
+
+    Raises:
+        TypeError, ValueError: when sizes, rule and gate do not go together.
+
+    Example:
+        >>> import torch, moegate
+        >>> moe = moegate.MoE(16, 32, num_experts=8, rule=moegate.recipes.mixtral())
+        >>> out, routing = moe(torch.randn(2, 5, 16))
+        >>> out.shape, routing.load.sum().item()
+        (torch.Size([2, 5, 16]), 20)
+    """
+
+    def __init__(  # noqa: PLR0913 - the sizes and the parts of a layer, each with a default
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        rule: RoutingRule | None = None,
+        *,
+        gate: Gate | None = None,
+        activation: str = "swiglu",
+        num_shared_experts: int = 0,
+        correction_bias: bool = False,
+        dispatch: str = "sorted",
+    ) -> None:
+        super().__init__()
+        check_choice("dispatch", dispatch, METHODS)
+        self.rule = RoutingRule() if rule is None else rule
+        if not isinstance(self.rule, RoutingRule):
+            raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {rule!r}.")
+        self.rule.check(num_experts)
+        num_logits = num_experts * _logits_per_expert(self.rule)
+        if gate is not None and correction_bias:
+            raise ValueError("correction_bias goes to the default gate: give your gate correction_bias=True instead.")
+        self.gate = LinearGate(hidden_size, num_logits, correction_bias=correction_bias) if gate is None else gate
+        if self.gate.num_experts != num_logits:
+            raise ValueError(f"The gate gives {self.gate.num_experts} logits, but {num_logits} are needed.")
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, activation)
+        self.shared_experts = (
+            SharedExperts(hidden_size, num_shared_experts * intermediate_size, activation)
+            if num_shared_experts
+            else None
+        )
+        self.dispatch = dispatch
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        token_mask: Tensor | None = None,
+        token_ids: Tensor | None = None,
+        hash_table: Tensor | None = None,
+        previous: Routing | None = None,
+        generator: Generator | int | None = None,
+    ) -> tuple[Tensor, Routing]:
+        """Routes the tokens, runs their experts and sums the results.
+
+        Args:
+            hidden: ``[..., D]``.
+            token_mask: bool, one per token, True for a real token. Masked tokens give 0 and count nowhere.
+            token_ids: one integer per token, for hash routing.
+            hash_table: ``[V, K]``, the experts of each token id.
+            previous: the routing of the layer before, for a gate that reads it (``ResidualGate``).
+            generator: for noise and random choices in training; see ``route``.
+
+        Returns:
+            ``(out [..., D], routing)``.
+        """
+        tokens_TD = self._tokens(hidden, token_mask)
+        routing = self.route(
+            tokens_TD.view(hidden.shape),
+            token_mask=token_mask,
+            token_ids=token_ids,
+            hash_table=hash_table,
+            previous=previous,
+            generator=generator,
+        )
+        rows_RD, plan = dispatch(
+            tokens_TD, routing, self.dispatch, weight_input=self.rule.weighting.apply_to == "input"
+        )
+        out_TD = combine(self.experts(rows_RD, plan.offsets), plan)
+        if self.shared_experts is not None:
+            out_TD = out_TD + self.shared_experts(tokens_TD)
+        return out_TD.view(hidden.shape), routing
+
+    def route(
+        self,
+        hidden: Tensor,
+        *,
+        token_mask: Tensor | None = None,
+        token_ids: Tensor | None = None,
+        hash_table: Tensor | None = None,
+        previous: Routing | None = None,
+        generator: Generator | int | None = None,
+    ) -> Routing:
+        """The routing alone, without running an expert; the arguments are those of ``forward``."""
+        seen = hidden
+        if self.training and self.rule.noise is not None:
+            seen = self.rule.noise.on_hidden(hidden, as_generator(generator, hidden.device))
+        return route(
+            self.gate(seen, None if previous is None else previous.logits),
+            self.rule,
+            bias=self.gate.e_score_correction_bias,
+            token_mask=token_mask,
+            training=self.training,
+            generator=generator,
+            noise_scale=self._noise_scale(seen),
+            token_ids=token_ids,
+            hash_table=hash_table,
+        )
+
+    def _tokens(self, hidden: Tensor, token_mask: Tensor | None) -> Tensor:
+        """``[T, D]``; masked tokens become 0: whatever padding holds must reach neither an output nor a gradient."""
+        tokens_TD = hidden.reshape(-1, hidden.shape[-1])
+        mask_T = flat_mask(token_mask, tuple(hidden.shape[:-1]), hidden)
+        return tokens_TD if mask_T is None else tokens_TD.masked_fill(~mask_T[:, None], 0.0)
+
+    def _noise_scale(self, hidden: Tensor) -> Tensor | None:
+        return self.gate.noise_scale(hidden) if self.training and isinstance(self.rule.noise, LearnedNoise) else None
+
+    def extra_repr(self) -> str:
+        """The rule and the way of dispatch, for ``print(module)``."""
+        return f"rule={self.rule!r}, dispatch={self.dispatch!r}"
+
+
+def _logits_per_expert(rule: RoutingRule) -> int:
+    return rule.selection.slots_per_expert if isinstance(rule.selection, SoftSlots) else 1

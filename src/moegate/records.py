@@ -1,0 +1,157 @@
+"""The nouns of the library: ``Routing`` (who goes where, with what weight) and what it is read through.
+
+Shape legend, used in every tensor's name across the project:
+
+``T`` tokens · ``D`` hidden size · ``E`` experts · ``K`` expert slots per token · ``G`` expert groups ·
+``C`` expert capacity · ``F`` expert intermediate size · ``R`` routed rows (assignments) · ``S`` soft slots ·
+``L`` layers · ``V`` vocabulary.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EMPTY = -1
+"""The expert index of a slot that holds no expert."""
+
+
+class Edges(NamedTuple):
+    """The assignments of a routing as a list, ordered by token and then by slot.
+
+    ``token`` and ``expert`` are int64 ``[R]``, ``weight`` is float32 ``[R]``. Every entry is a real
+    assignment: empty slots, masked tokens and dropped assignments are not listed.
+    """
+
+    token: Tensor
+    expert: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SlotMixture:
+    """How Soft MoE fills and empties its slots; ``S = num_experts * slots_per_expert``, expert-major.
+
+    ``dispatch`` ``[T, S]``: column ``s`` holds the share of each token in slot ``s`` (columns sum to 1).
+    ``combine`` ``[T, S]``: row ``t`` holds the share of each slot's output in token ``t`` (rows sum to 1).
+    ``segment`` ``[T]`` int64 numbers the sequence in which a token mixes, from 0 to ``num_segments - 1``;
+    each sequence has slots of its own.
+    """
+
+    dispatch: Tensor
+    combine: Tensor
+    segment: Tensor
+    num_segments: int
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Who goes where, with what weight: the result of every selection family.
+
+    Attributes:
+        num_experts: ``E``.
+        batch_shape: the leading shape of the logits as they were passed, such as ``(batch, sequence)``;
+            ``T`` is its product.
+        logits: ``[T, E]`` float32 (float64 stays float64), clean: before any noise.
+        scores: ``[T, E]``, the unbiased scores that the weights are gathered from, after noise.
+        ranking: ``[T, E]``, what the selection ordered by: the scores, or the logits when the score is
+            monotone and there is no bias; plus the bias when there is one.
+        expert_index: ``[T, K]`` int64, ``-1`` where a slot holds no expert.
+        weights: ``[T, K]`` float32, 0 where a slot holds no expert.
+        selected_index: ``[T, K]``, the choice before capacity dropped anything from it.
+        token_mask: ``[T]`` bool, True for a real token; None when all tokens are real.
+        noisy_logits: ``[T, E]``, the logits after noise; None when nothing was drawn.
+        noise_scale: ``[T, E]``, the standard deviation of a learned noise; None otherwise.
+        slots: the slot mixture of a soft routing; None for all others.
+
+    Example:
+        >>> import torch, moegate
+        >>> routing = moegate.route(torch.tensor([[2.0, 1.0, 0.0]]), moegate.recipes.mixtral(top_k=2))
+        >>> routing.expert_index.tolist(), routing.load.tolist()
+        ([[0, 1]], [1, 1, 0])
+    """
+
+    num_experts: int
+    batch_shape: tuple[int, ...]
+    logits: Tensor
+    scores: Tensor
+    ranking: Tensor
+    expert_index: Tensor
+    weights: Tensor
+    selected_index: Tensor
+    token_mask: Tensor | None = None
+    noisy_logits: Tensor | None = None
+    noise_scale: Tensor | None = None
+    slots: SlotMixture | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """``T``, masked tokens included."""
+        return self.expert_index.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        """``K``, the number of slots a token has here; some may be empty."""
+        return self.expert_index.shape[1]
+
+    @property
+    def load(self) -> Tensor:
+        """``[E]`` int64: assignments per expert that are really carried out, after any dropping."""
+        return count_assignments(self.expert_index, self.num_experts)
+
+    @property
+    def selected_load(self) -> Tensor:
+        """``[E]`` int64: assignments per expert as the router chose them, before any dropping."""
+        return count_assignments(self.selected_index, self.num_experts)
+
+    @property
+    def real_tokens(self) -> Tensor:
+        """Scalar int64 tensor: the number of tokens that are not masked."""
+        if self.token_mask is None:
+            return torch.tensor(self.num_tokens, device=self.logits.device)
+        return self.token_mask.sum()
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``[T, E]``: the scores of each token normalised to sum to 1; the rows of masked tokens are 0.
+
+        Softmax scores are already normalised. Sigmoid, sqrt-softplus and ReLU scores are divided by their sum;
+        a row without any positive score becomes uniform.
+        """
+        total_T1 = self.scores.sum(dim=-1, keepdim=True)
+        uniform = 1.0 / self.num_experts
+        # NaN > 0 is False, but a NaN score must not be hidden: only a sum of exactly zero is replaced.
+        shares_TE = torch.where(total_T1 == 0, uniform, self.scores / total_T1.masked_fill(total_T1 == 0, 1.0))
+        if self.token_mask is None:
+            return shares_TE
+        return shares_TE.masked_fill(~self.token_mask[:, None], 0.0)
+
+    def edges(self) -> Edges:
+        """The assignments as a list ``(token, expert, weight)``, ordered by token, then by slot.
+
+        Example:
+            >>> import torch, moegate
+            >>> routing = moegate.route(torch.tensor([[2.0, 1.0, 0.0]]), moegate.recipes.switch())
+            >>> routing.edges().expert.tolist()
+            [0]
+        """
+        token_R, slot_R = torch.nonzero(self.expert_index >= 0, as_tuple=True)
+        return Edges(token_R, self.expert_index[token_R, slot_R], self.weights[token_R, slot_R])
+
+    def with_assignment(self, expert_index: Tensor, weights: Tensor) -> "Routing":
+        """This routing with other assignments (``[T, K]`` each); what had been selected stays on record."""
+        return replace(self, expert_index=expert_index, weights=weights)
+
+
+def count_assignments(expert_index_TK: Tensor, num_experts: int) -> Tensor:
+    """Assignments per expert, ``[E]`` int64; empty slots (``-1``) count nowhere.
+
+    Example:
+        >>> count_assignments(torch.tensor([[0, 2], [2, -1]]), 3).tolist()
+        [1, 0, 2]
+    """
+    index_N = expert_index_TK.reshape(-1)
+    valid_N = index_N >= 0
+    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=index_N.device)
+    return counts_E.scatter_add_(0, index_N.clamp(min=0), valid_N.to(torch.int64))

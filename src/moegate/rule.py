@@ -1,0 +1,172 @@
+"""``RoutingRule``: the value that says how a router routes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from moegate.capacity import Capacity
+from moegate.estimators import ESTIMATORS, Estimator, Relaxed
+from moegate.noise import NOISES, Noise
+from moegate.parts import Part, check_choice, did_you_mean, family_of, part_from_dict
+from moegate.scoring import SCORES, Score, Softmax
+from moegate.selection import SELECTIONS, Dense, ExpertChoice, Selection, SoftSlots, TopK
+from moegate.weighting import Weighting
+
+
+@dataclass(frozen=True, repr=False)
+class RoutingRule:
+    """How a router turns logits into assignments: a frozen, comparable value made of parts.
+
+    The parts act in this order: noise (training only) → score → selection → weighting → estimator (training
+    only) → capacity.
+
+    Args:
+        selection: which experts; see ``moegate.selection``.
+        score: how logits become scores; see ``moegate.scoring``.
+        weighting: how the scores of the chosen experts become weights.
+        noise: what is drawn in training; see ``moegate.noise``.
+        estimator: a gradient through the selection; see ``moegate.estimators``.
+        capacity: a limit on each expert's assignments; None drops nothing.
+        rank_by: ``"logits"``: without a bias, a monotone score is ranked by its logits, so that saturation does not
+            blur the order. ``"scores"``: the scores are ranked even then, as the Ascend operators do.
+
+    Raises:
+        TypeError, ValueError: when a part is of the wrong family, or parts do not go together.
+
+    Example:
+        >>> import moegate
+        >>> rule = moegate.RoutingRule(selection=moegate.selection.TopK(2), score=moegate.scoring.Sigmoid())
+        >>> rule
+        RoutingRule(selection=TopK(), score=Sigmoid())
+        >>> moegate.RoutingRule.from_json(rule.to_json()) == rule
+        True
+    """
+
+    # The default parts are frozen values, so one instance may serve every rule.
+    selection: Selection = TopK()  # noqa: RUF009
+    score: Score = Softmax()  # noqa: RUF009
+    weighting: Weighting = Weighting()  # noqa: RUF009
+    noise: Noise | None = None
+    estimator: Estimator | None = None
+    capacity: Capacity | None = None
+    rank_by: str = "logits"
+
+    def __post_init__(self) -> None:
+        for name, (family, optional) in _ROLES.items():
+            part = getattr(self, name)
+            if not (isinstance(part, family) or (optional and part is None)):
+                raise TypeError(f"{name} must be a {family.__name__}{' or None' if optional else ''}, got {part!r}.")
+        check_choice("rank_by", self.rank_by, ("logits", "scores"))
+        if self.capacity is not None and isinstance(self.selection, ExpertChoice | Dense | SoftSlots):
+            raise ValueError(
+                f"capacity has no meaning for {self.selection!r}, which loads every expert alike: leave it None."
+            )
+        if isinstance(self.estimator, Relaxed) and not isinstance(self.selection, TopK):
+            raise ValueError(
+                f"The relaxed estimator relaxes TopK, not {self.selection!r}: use TopK or another estimator."
+            )
+        if isinstance(self.estimator, Relaxed) and self.capacity is not None:
+            raise ValueError(
+                "The relaxed estimator sends every token to every expert in training: leave capacity None."
+            )
+
+    def __repr__(self) -> str:
+        default = _DEFAULTS
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if field.name == "selection" or getattr(self, field.name) != default[field.name]
+        ]
+        return f"RoutingRule({', '.join(shown)})"
+
+    def replace(self, **parts: Any) -> "RoutingRule":
+        """The same rule with some parts replaced.
+
+        Example:
+            >>> import moegate
+            >>> moegate.recipes.mixtral().replace(selection=moegate.selection.TopK(4)).selection.top_k
+            4
+        """
+        return replace(self, **parts)
+
+    def at_temperature(self, temperature: float) -> "RoutingRule":
+        """The same rule with its estimator at another temperature; without an estimator, the rule itself."""
+        return self if self.estimator is None else replace(self, estimator=self.estimator.at(temperature))
+
+    def check(self, num_experts: int) -> None:
+        """Raises a ``ValueError`` when the rule can't route among ``num_experts`` experts.
+
+        Example:
+            >>> import moegate
+            >>> moegate.recipes.mixtral(top_k=9).check(num_experts=8)
+            Traceback (most recent call last):
+            ...
+            ValueError: top_k=9 exceeds the 8 experts: choose top_k from 1 to 8, or add experts.
+        """
+        if num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, got {num_experts}.")
+        self.selection.check(num_experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as JSON values, one object a part."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.to_dict() if isinstance(value, Part) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "RoutingRule":
+        """The rule that ``to_dict`` described; parts that are left out take their defaults."""
+        if not isinstance(data, Mapping):
+            raise TypeError(f"A rule is an object of parts, got {type(data).__name__}.")
+        parts: dict[str, Any] = {}
+        for name, value in data.items():
+            if name not in _DEFAULTS:
+                raise ValueError(f"A rule has no part {name!r}.{did_you_mean(name, _DEFAULTS)}")
+            family = _TABLES.get(name)
+            parts[name] = value if family is None or value is None else part_from_dict(value, family, name)
+        return cls(**parts)
+
+    def to_json(self) -> str:
+        """The rule as a JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "RoutingRule":
+        """The rule that ``to_json`` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_config(cls, config: Any) -> "RoutingRule":
+        """The rule of a model configuration: a dict, or a Hugging Face ``PretrainedConfig``.
+
+        Understands the Hugging Face names and their aliases, such as ``num_experts`` / ``n_routed_experts`` /
+        ``num_local_experts``, ``num_experts_per_tok``, ``scoring_func``, ``n_group``, ``topk_group``,
+        ``norm_topk_prob``, ``routed_scaling_factor``; see ``moegate.config``.
+
+        Example:
+            >>> import moegate
+            >>> moegate.RoutingRule.from_config({"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": True})
+            RoutingRule(selection=TopK(top_k=8), weighting=Weighting(renormalize=True))
+        """
+        from moegate.config import rule_from_config
+
+        return rule_from_config(config)
+
+
+_ROLES: dict[str, tuple[type[Part], bool]] = {
+    "selection": (Selection, False),
+    "score": (Score, False),
+    "weighting": (Weighting, False),
+    "noise": (Noise, True),
+    "estimator": (Estimator, True),
+    "capacity": (Capacity, True),
+}
+_TABLES: dict[str, Mapping[str, type[Any]]] = {
+    "selection": SELECTIONS,
+    "score": SCORES,
+    "weighting": family_of(Weighting),
+    "noise": NOISES,
+    "estimator": ESTIMATORS,
+    "capacity": family_of(Capacity),
+}
+_DEFAULTS = {field.name: field.default for field in fields(RoutingRule)}

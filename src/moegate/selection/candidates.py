@@ -1,0 +1,80 @@
+"""What a selection sees, what it answers, and what all selections have in common."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moegate.parts import Part
+from moegate.records import SlotMixture
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All that a selection may look at.
+
+    Attributes:
+        logits: ``[T, E]`` after noise.
+        scores: ``[T, E]`` unbiased.
+        selection_scores: ``[T, E]`` scores (or logits, for a softmax after the selection) plus the bias.
+        ranking: ``[T, E]`` what to order by: the logits where the score is monotone and there is no bias,
+            otherwise the selection scores.
+        token_mask: ``[T]`` bool, True for a real token, or None.
+        batch_shape: the leading shape of the logits; tokens of the last of these dimensions form a sequence.
+        training: whether anything may be drawn.
+        generator: where random numbers come from; None means PyTorch's default generator.
+        token_ids: ``[T]`` int64, or None.
+        hash_table: ``[V, K]`` int64, or None.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    selection_scores: Tensor
+    ranking: Tensor
+    token_mask: Tensor | None
+    batch_shape: tuple[int, ...]
+    training: bool
+    generator: torch.Generator | None
+    token_ids: Tensor | None
+    hash_table: Tensor | None
+
+    @property
+    def num_segments(self) -> int:
+        """The number of sequences: the product of all leading dimensions but the last."""
+        return int(torch.Size(self.batch_shape[:-1]).numel())
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The answer of a selection: ``index`` ``[T, K]`` int64 with ``-1`` in empty slots.
+
+    A soft routing has weights and slots of its own; for all others they are None.
+    """
+
+    index: Tensor
+    weights: Tensor | None = None
+    slots: SlotMixture | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Selection(Part):
+    """Which experts a token goes to, given its candidates."""
+
+    def check(self, num_experts: int) -> None:
+        """Raises a ``ValueError`` when the selection can't be made among ``num_experts`` experts."""
+
+    def num_experts(self, num_logits: int) -> int:
+        """How many experts ``num_logits`` logits stand for; a soft routing has several slots an expert."""
+        return num_logits
+
+    def select(self, candidates: Candidates) -> Selected:
+        """The chosen experts of every token, masked ones included: ``route`` empties their slots."""
+        raise TypeError(f"{type(self).__name__} does not say how it selects.")
+
+
+def check_top_k(top_k: int, num_experts: int) -> None:
+    """Raises when ``top_k`` distinct experts do not exist."""
+    if top_k > num_experts:
+        raise ValueError(
+            f"top_k={top_k} exceeds the {num_experts} experts: choose top_k from 1 to {num_experts}, or add experts."
+        )

@@ -1,0 +1,56 @@
+"""Entropy-driven k: an uncertain router asks more experts."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from moegate.ops.ordered_topk import ordered_topk
+from moegate.parts import check_positive_integer
+from moegate.records import EMPTY
+from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
+from moegate.selection.probability import entropy, normalized
+
+
+@dataclass(frozen=True, repr=False)
+class EntropyK(Selection):
+    """k from a ladder of entropy thresholds: ``counts[i]`` experts while the entropy is below ``thresholds[i]``.
+
+    The entropy is that of the router's distribution over all experts, in nats (at most ``ln E``). With
+    ``thresholds=(τ, 2τ)`` and ``counts=(1, 2, max_k)`` a certain router takes one expert, a less certain one two,
+    an uncertain one ``max_k``. A NaN entropy takes the last count.
+
+    Example:
+        >>> import torch, moegate
+        >>> rule = moegate.RoutingRule(EntropyK(thresholds=(0.5, 1.0), counts=(1, 2, 3)))
+        >>> logits = torch.tensor([[9.0, 0.0, 0.0], [1.0, 1.0, -9.0], [0.0, 0.0, 0.0]])
+        >>> moegate.route(logits, rule).expert_index.tolist()
+        [[0, -1, -1], [0, 1, -1], [0, 1, 2]]
+    """
+
+    kind: ClassVar[str] = "entropy_k"
+    thresholds: tuple[float, ...] = (0.5, 1.0)
+    counts: tuple[int, ...] = (1, 2, 4)
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.thresholds) + 1:
+            raise ValueError(
+                f"{len(self.thresholds)} thresholds make {len(self.thresholds) + 1} steps, but counts has "
+                f"{len(self.counts)}: {self.counts}."
+            )
+        for count in self.counts:
+            check_positive_integer("counts", count)
+        if list(self.thresholds) != sorted(set(self.thresholds)):
+            raise ValueError(f"thresholds must increase from each to the next, got {self.thresholds}.")
+
+    def check(self, num_experts: int) -> None:
+        check_top_k(max(self.counts), num_experts)
+
+    def select(self, candidates: Candidates) -> Selected:
+        entropy_T = entropy(normalized(candidates.scores))
+        thresholds = torch.tensor(self.thresholds, dtype=entropy_T.dtype, device=entropy_T.device)
+        steps_passed_T = (~(entropy_T[:, None] < thresholds)).sum(dim=-1)
+        count_T = torch.tensor(self.counts, device=entropy_T.device)[steps_passed_T]
+        index_TK = ordered_topk(candidates.ranking, max(self.counts))
+        beyond_TK = torch.arange(index_TK.shape[-1], device=index_TK.device) >= count_T[:, None]
+        return Selected(index_TK.masked_fill(beyond_TK, EMPTY))

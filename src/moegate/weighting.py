@@ -1,0 +1,50 @@
+"""Weighting: from the scores of the chosen experts to the weights of their outputs."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from moegate.parts import Part, check_choice, check_positive
+
+
+@dataclass(frozen=True, repr=False)
+class Weighting(Part):
+    """``w = s``, or ``w = s / (sum of the chosen s + eps)``; then ``w · scale``, a rounding of its own.
+
+    Args:
+        renormalize: divide by the sum over the chosen experts.
+        eps: added to that sum; the default keeps a row of zero scores at zero and changes no other.
+        scale: a constant factor (``routed_scaling_factor`` in Hugging Face configurations).
+        apply_to: ``"output"``: the weight multiplies what the expert returns. ``"input"``: it multiplies what the
+            expert receives (Llama 4), which for a non-linear expert is not the same.
+
+    Example:
+        >>> import torch
+        >>> Weighting(renormalize=True, scale=2.5).weigh(torch.tensor([[0.6, 0.2]]))
+        tensor([[1.8750, 0.6250]])
+    """
+
+    kind: ClassVar[str] = "weighting"
+    renormalize: bool = False
+    eps: float = 1e-20
+    scale: float = 1.0
+    apply_to: str = "output"
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+        if self.eps < 0:
+            raise ValueError(f"eps must not be negative, got {self.eps}.")
+        check_choice("apply_to", self.apply_to, ("output", "input"))
+
+    def weigh(self, chosen_TK: Tensor, expert_scale_TK: Tensor | None = None) -> Tensor:
+        """``[T, K]`` weights from the raw weights of the chosen experts (0 in empty slots).
+
+        ``expert_scale_TK`` is a factor per expert, gathered at the chosen ones and applied last.
+        """
+        weights_TK = chosen_TK
+        if self.renormalize:
+            weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + self.eps)
+        if self.scale != 1.0:
+            weights_TK = weights_TK * self.scale
+        return weights_TK if expert_scale_TK is None else weights_TK * expert_scale_TK
