@@ -1,6 +1,5 @@
 """Capacity: how many assignments an expert takes, and what becomes of those beyond it."""
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -57,8 +56,8 @@ def capacity(
     if min_capacity < 1:
         raise ValueError(f"min_capacity must be at least 1, got {min_capacity}: an expert without room is never used.")
     check_positive("capacity_factor", capacity_factor)
-    exact = Fraction(str(capacity_factor)) * num_tokens * top_k / num_experts
-    wanted = max(min_capacity, math.ceil(exact))
+    share = Fraction(str(capacity_factor)) * top_k / num_experts
+    wanted = max(min_capacity, -(-num_tokens * share.numerator // share.denominator))
     return -(-wanted // multiple_of) * multiple_of
 
 
@@ -76,9 +75,9 @@ def capacity_of_real_tokens(
         >>> capacity_of_real_tokens(torch.tensor([64, 32]), 8, 1.25).tolist()
         [10, 5]
     """
-    factor = Fraction(str(capacity_factor)) * top_k / num_experts
-    exact = -(-(real_tokens * factor.numerator) // factor.denominator)
-    return -(-exact.clamp(min=min_capacity) // multiple_of) * multiple_of
+    share = Fraction(str(capacity_factor)) * top_k / num_experts
+    wanted = -(-real_tokens * share.numerator // share.denominator)
+    return -(-wanted.clamp(min=min_capacity) // multiple_of) * multiple_of
 
 
 @dataclass(frozen=True, repr=False)

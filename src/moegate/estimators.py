@@ -20,8 +20,8 @@ def relaxed_top_k(logits: Tensor, k: int, temperature: float = 1.0) -> Tensor:
     """A differentiable k-hot vector: ``k`` softmaxes in a row, each with the mass of those before taken out.
 
     With ``p_i = softmax(z_i / τ)`` and ``z_{i+1} = z_i + log(1 - p_i)`` the result is ``Σ p_i``: non-negative
-    entries that sum to ``k``, and the hard k-hot vector as ``τ`` goes to 0. With Gumbel noise on the logits this is the relaxed
-    subset sampling of Xie & Ermon 2019 (arXiv 1901.10517); for ``k = 1`` it is the Gumbel-softmax.
+    entries that sum to ``k``, and the hard k-hot vector as ``τ`` goes to 0. With Gumbel noise on the logits this is
+    the relaxed subset sampling of Xie & Ermon 2019 (arXiv 1901.10517); for ``k = 1`` it is the Gumbel-softmax.
 
     Args:
         logits: ``[..., E]``, with any noise already added.

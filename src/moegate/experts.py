@@ -31,8 +31,8 @@ class Experts(nn.Module):
     """``E`` feed-forward networks, applied to rows that are sorted by expert.
 
     Gated activations (``swiglu``, ``geglu``): ``down(act(gate x) · (up x))`` with ``gate_up_proj [E, 2F, D]``,
-    gate rows first. Plain ones (``gelu``, ``relu2``, ``relu``, ``silu``): ``down(act(up x))`` with ``up_proj [E, F, D]``.
-    ``down_proj`` is ``[E, D, F]``. This is the layout of Hugging Face transformers 5.
+    gate rows first. Plain ones (``gelu``, ``relu2``, ``relu``, ``silu``): ``down(act(up x))`` with
+    ``up_proj [E, F, D]``. ``down_proj`` is ``[E, D, F]``. This is the layout of Hugging Face transformers 5.
 
     Example:
         >>> import torch

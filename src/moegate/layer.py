@@ -1,5 +1,6 @@
 """The Mixture-of-Experts layer: route, dispatch, experts, combine."""
 
+import torch
 from torch import Generator, Tensor, nn
 
 from moegate.arguments import as_generator, flat_mask
@@ -31,6 +32,7 @@ class MoE(nn.Module):
         activation: of the experts: ``swiglu``, ``geglu``, ``gelu``, ``relu2``, ``relu`` or ``silu``.
         num_shared_experts: experts of the same size that every token goes to; 0 for none.
         correction_bias: gives the default gate an ``e_score_correction_bias`` for a balance controller.
+        expert_scale: adds a trained factor per expert, ``expert_scale [E]``, on the weights (Gemma 4).
         dispatch: ``"sorted"`` (dropless), ``"padded"`` (equal rows per expert) or ``"dense"`` (the readable oracle).
 
     Shapes: hidden ``[..., D]`` → out ``[..., D]``; the leading dimensions are the tokens.
@@ -57,6 +59,7 @@ class MoE(nn.Module):
         activation: str = "swiglu",
         num_shared_experts: int = 0,
         correction_bias: bool = False,
+        expert_scale: bool = False,
         dispatch: str = "sorted",
     ) -> None:
         super().__init__()
@@ -77,6 +80,7 @@ class MoE(nn.Module):
             if num_shared_experts
             else None
         )
+        self.expert_scale = nn.Parameter(torch.ones(num_experts)) if expert_scale else None
         self.dispatch = dispatch
 
     def forward(
@@ -141,6 +145,7 @@ class MoE(nn.Module):
             training=self.training,
             generator=generator,
             noise_scale=self._noise_scale(seen),
+            expert_scale=self.expert_scale,
             token_ids=token_ids,
             hash_table=hash_table,
         )

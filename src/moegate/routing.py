@@ -15,7 +15,7 @@ from moegate.parts import Part
 from moegate.records import EMPTY, Routing
 from moegate.rule import RoutingRule
 from moegate.scoring import Constant, SoftmaxSelected, gather_slots
-from moegate.selection import Candidates, GroupedTopK, Selected, TopK
+from moegate.selection import Candidates, GroupedTopK, Selected, SoftSlots, TopK
 
 
 def route(  # noqa: PLR0913 - one optional input per part of a rule
@@ -60,6 +60,8 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         ([[1, 2]], 0.7311)
     """
     num_experts = _check_rule(rule, logits)
+    if isinstance(rule.selection, SoftSlots) and not (bias is None and expert_scale is None):
+        raise ValueError("Soft routing mixes by its logits alone: leave bias and expert_scale None.")
     if (training or logits.requires_grad) and not torch.compiler.is_compiling() and _gradient_is_lost(rule):
         _warn_once(rule)
     batch_shape = tuple(logits.shape[:-1])
