@@ -62,8 +62,8 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     num_experts = _check_rule(rule, logits)
     if isinstance(rule.selection, SoftSlots) and not (bias is None and expert_scale is None):
         raise ValueError("Soft routing mixes by its logits alone: leave bias and expert_scale None.")
-    if (training or logits.requires_grad) and not torch.compiler.is_compiling() and _gradient_is_lost(rule):
-        _warn_once(rule)
+    if training or logits.requires_grad:
+        _warn_of_lost_gradient(rule)
     batch_shape = tuple(logits.shape[:-1])
     mask_T = flat_mask(token_mask, batch_shape, logits)
     logits_TE = _flat_logits(logits, mask_T)
@@ -197,6 +197,11 @@ def _limited(routing: Routing, capacity: Capacity, candidates: Candidates, assig
     return replace(routing, expert_index=final_TK, weights=weights_TK.masked_fill(final_TK < 0, 0.0))
 
 
+def _warn_of_lost_gradient(rule: RoutingRule) -> None:
+    if not torch.compiler.is_compiling() and _gradient_is_lost(rule):
+        _warn_once(rule)
+
+
 def _gradient_is_lost(rule: RoutingRule) -> bool:
     """Whether a single expert's weight is always 1, so that the router learns nothing from the model's loss."""
     single = isinstance(rule.selection, TopK | GroupedTopK) and rule.selection.top_k == 1
@@ -211,5 +216,5 @@ def _warn_once(rule: Part) -> None:
         "model's loss. Choose Weighting(renormalize=False) as Switch does, top_k of 2 or more, or the StraightThrough "
         "estimator.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

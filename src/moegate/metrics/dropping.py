@@ -8,16 +8,17 @@ from moegate.records import Routing
 def drop_rate(routing: Routing) -> float:
     """The share of the chosen assignments that were dropped; NaN if none were chosen.
 
-    Rerouted assignments were carried out, so they don't count.
+    Rerouted assignments were carried out, so they don't count; nor do the further experts that a relaxed
+    selection runs in training.
 
     Example:
         >>> import torch, moegate
-        >>> rule = moegate.recipes.switch(capacity_factor=1.0)  # 4 tokens, 2 experts: room for 2 each
-        >>> drop_rate(moegate.route(torch.tensor([[1.0, 0.0]] * 4), rule, training=True))
+        >>> rule = moegate.recipes.switch(capacity_factor=1.0)  # 16 tokens, 2 experts: room for 8 each
+        >>> drop_rate(moegate.route(torch.tensor([[1.0, 0.0]] * 16), rule, training=True))
         0.5
     """
     selected = routing.selected_load.sum().item()
-    return _ratio(selected - routing.load.sum().item(), selected)
+    return _ratio(max(0, selected - routing.load.sum().item()), selected)
 
 
 def fully_dropped_rate(routing: Routing) -> float:
@@ -28,7 +29,7 @@ def fully_dropped_rate(routing: Routing) -> float:
     Example:
         >>> import torch, moegate
         >>> rule = moegate.recipes.switch(capacity_factor=1.0)
-        >>> fully_dropped_rate(moegate.route(torch.tensor([[1.0, 0.0]] * 4), rule, training=True))
+        >>> fully_dropped_rate(moegate.route(torch.tensor([[1.0, 0.0]] * 16), rule, training=True))
         0.5
     """
     served_tokens = (routing.expert_index >= 0).any(dim=-1).sum().item()
