@@ -11,6 +11,7 @@ def sum_over_ranks(counts: Tensor, process_group: dist.ProcessGroup | None = Non
     group was ever initialised there is one rank, and its counts are the sum.
 
     Example:
+        >>> import torch
         >>> sum_over_ranks(torch.tensor([3, 1])).tolist()
         [3, 1]
     """

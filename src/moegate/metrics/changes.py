@@ -17,7 +17,7 @@ def churn(before: Routing, after: Routing) -> float:
         ValueError: the routings are not of the same tokens and experts.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> rule = moegate.recipes.mixtral(top_k=2)
         >>> before = moegate.route(torch.tensor([[3.0, 2.0, 1.0]]), rule)
         >>> after = moegate.route(torch.tensor([[3.0, 1.0, 2.0]]), rule)
@@ -39,7 +39,7 @@ def agreement(before: Routing, after: Routing) -> float:
         ValueError: the routings are not of the same tokens and experts.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> rule = moegate.recipes.mixtral(top_k=2)
         >>> before = moegate.route(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), rule)
         >>> after = moegate.route(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]]), rule)

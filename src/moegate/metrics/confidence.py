@@ -15,7 +15,7 @@ def token_margin(routing: Routing) -> Tensor:
     left out. The edge is that of the whole row: group limits are not seen.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> token_margin(moegate.route(torch.tensor([[4.0, 3.0, 0.0]]), moegate.recipes.gpt_oss(top_k=1)))
         tensor([0.2500], dtype=torch.float64)
 
@@ -36,7 +36,7 @@ def margin(routing: Routing) -> float:
     The median, because a ranking score near 0 makes the relative gap of its token arbitrarily large.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> margin(moegate.route(torch.tensor([[4.0, 3.0, 0.0]]), moegate.recipes.gpt_oss(top_k=1)))
         0.25
     """
@@ -48,7 +48,7 @@ def router_z(routing: Routing) -> float:
     """The mean over the real tokens of ``logsumexp(logits)²``, as in the z-loss; NaN without a real token.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> round(router_z(moegate.route(torch.zeros(5, 4), moegate.recipes.switch())), 4)
         1.9218
     """
@@ -59,7 +59,7 @@ def token_entropy(routing: Routing) -> float:
     """The mean over the real tokens of the entropy of ``routing.probabilities``, in nats; NaN without any.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> round(token_entropy(moegate.route(torch.zeros(5, 4), moegate.recipes.switch())), 4)
         1.3863
     """

@@ -16,7 +16,7 @@ def load(routing: Routing, *, dropped: bool = False) -> Tensor:
     """Assignments per expert, ``[E]`` int64: as the router chose, or with ``dropped`` as left after dropping.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), moegate.recipes.switch())
         >>> load(routing).tolist()
         [2, 0]

@@ -9,7 +9,7 @@ def selection_map(routing: Routing) -> Tensor:
     """``[T, E]`` bool: True where the token selected the expert (before dropping); masked rows are False.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.tensor([[2.0, 1.0, 0.0]]), moegate.recipes.mixtral(top_k=2))
         >>> selection_map(routing).tolist()
         [[True, True, False]]

@@ -11,7 +11,7 @@ def coactivation(routing: Routing) -> Tensor:
     """``[E, E]`` int64, symmetric: tokens that select both experts; on the diagonal, tokens that select it.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 1.0]])
         >>> coactivation(moegate.route(logits, moegate.recipes.mixtral(top_k=2))).tolist()
         [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
@@ -29,7 +29,7 @@ def coactivation_lift(routing: Routing) -> Tensor:
     even random routing a pair reads ``E (K - 1) / (K (E - 1))``, somewhat below 1.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> logits = torch.tensor([[2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0]])
         >>> coactivation_lift(moegate.route(logits, moegate.recipes.mixtral(top_k=2)))[0].tolist()
         [2.0, 2.0, 0.0, 0.0]
@@ -55,7 +55,7 @@ def domain_load(routing: Routing, domain_ids: Tensor, num_domains: int) -> Tenso
         ValueError: the ids have another shape, or lie out of range.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> routing = moegate.route(logits, moegate.recipes.switch())
         >>> domain_load(routing, torch.tensor([0, 1, 1]), num_domains=2).tolist()

@@ -33,9 +33,7 @@ LOSSES: dict[str, Loss] = {
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
-def routed(
-    logits: Tensor, mask: Tensor | None = None, top_k: int = 2, scale: Tensor | None = None
-) -> Routing:
+def routed(logits: Tensor, mask: Tensor | None = None, top_k: int = 2, scale: Tensor | None = None) -> Routing:
     """Routed with learned noise, so that every loss has what it reads."""
     return moegate.route(
         logits,

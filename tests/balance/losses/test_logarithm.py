@@ -46,7 +46,5 @@ def test_its_gradient_feeds_the_busiest_expert_where_the_usual_loss_starves_it()
     routing = moegate.route(logits, moegate.recipes.switch())
     (log_form,) = torch.autograd.grad(load_cross_entropy(routing), logits, retain_graph=True)
     (usual,) = torch.autograd.grad(load_balance(routing), logits)
-    assert (log_form[:, 0] < 0).all() and (
-        log_form[:, 1:] > 0
-    ).all()  # descent raises the busy expert's logit
+    assert (log_form[:, 0] < 0).all() and (log_form[:, 1:] > 0).all()  # descent raises the busy expert's logit
     assert (usual[:, 0] > 0).all() and (usual[:, 1:] < 0).all()

@@ -16,10 +16,7 @@ def test_is_the_mean_over_sequences(masked: bool) -> None:
     if masked:
         mask[2] = False  # no real token: left out of the mean
     routing = moegate.route(logits, RULE, token_mask=mask)
-    each = [
-        load_balance(moegate.route(row, RULE, token_mask=real))
-        for row, real in zip(logits, mask, strict=True)
-    ]
+    each = [load_balance(moegate.route(row, RULE, token_mask=real)) for row, real in zip(logits, mask, strict=True)]
     expected = torch.stack([loss for loss, real in zip(each, mask, strict=True) if real.any()]).mean()
     torch.testing.assert_close(sequence_load_balance(routing), expected)
 

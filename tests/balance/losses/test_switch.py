@@ -94,9 +94,7 @@ def test_counts_before_dropping_unless_asked() -> None:
     routing = routing.with_assignment(kept, routing.weights)
     assert routing.load.tolist() == [2, 1, 0, 0]
     before, after = load_balance(routing).item(), load_balance(routing, dropped=True).item()
-    assert before == pytest.approx(
-        oracle(logits.numpy(), routing.selected_index.numpy(), np.ones(8)), rel=1e-5
-    )
+    assert before == pytest.approx(oracle(logits.numpy(), routing.selected_index.numpy(), np.ones(8)), rel=1e-5)
     assert after == pytest.approx(oracle(logits.numpy(), kept.numpy(), np.ones(8)), rel=1e-5)
     assert after < before - 0.5  # what counting after dropping hides
 

@@ -25,7 +25,7 @@ class PIDBias(BiasController):
         limit: the most that the integral may contribute, in units of the score.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> controller, bias = PIDBias(num_experts=2, kp=0.0, ki=0.1, kd=0.0), torch.zeros(2)
         >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
         >>> controller.observe(moegate.route(logits, moegate.recipes.switch(), bias=bias))

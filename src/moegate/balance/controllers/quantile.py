@@ -33,7 +33,7 @@ class QuantileBias(BiasController):
         num_bins: bins of the histogram.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> generator = torch.Generator().manual_seed(0)
         >>> logits = torch.randn(1024, 4, generator=generator) + torch.tensor([3.0, 1.0, 0.0, 0.0])
         >>> controller, bias = QuantileBias(num_experts=4, top_k=1), torch.zeros(4)

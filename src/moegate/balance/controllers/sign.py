@@ -20,7 +20,7 @@ class SignBias(BiasController):
         centre: keep the mean of the bias.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> controller, bias = SignBias(num_experts=3, rate=0.5, centre=False), torch.zeros(3)
         >>> logits = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         >>> controller.observe(moegate.route(logits, moegate.recipes.switch(), bias=bias))

@@ -13,7 +13,7 @@ class SMEBUBias(BiasController):
     ``b += m``. Far from balance it steps like ``SignBias``, near it like ``ProportionalBias``.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> controller, bias = SMEBUBias(num_experts=2, rate=0.1, momentum=0.0, kappa=100.0), torch.zeros(2)
         >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
         >>> controller.observe(moegate.route(logits, moegate.recipes.switch(), bias=bias))
@@ -26,9 +26,7 @@ class SMEBUBias(BiasController):
 
     momentum_E: Tensor
 
-    def __init__(
-        self, num_experts: int, *, rate: float = 5e-4, momentum: float = 0.5, kappa: float = 2.0
-    ) -> None:
+    def __init__(self, num_experts: int, *, rate: float = 5e-4, momentum: float = 0.5, kappa: float = 2.0) -> None:
         super().__init__(num_experts)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}: pass a value from 0 (no smoothing) to below 1.")

@@ -14,7 +14,7 @@ def token_entropy(routing: Routing) -> Tensor:
     ever more experts; subtract it to keep a router exploring.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.zeros(3, 4), moegate.recipes.switch())
         >>> round(token_entropy(routing).item(), 4)
         1.3863
@@ -30,7 +30,7 @@ def marginal_entropy(routing: Routing) -> Tensor:
     From 0 (one expert has it all) to ``log E`` (even). Subtract it from a loss to balance.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(100.0 * torch.eye(4), moegate.recipes.switch())
         >>> round(marginal_entropy(routing).item(), 4)
         1.3863
@@ -45,7 +45,7 @@ def mutual_information(routing: Routing) -> Tensor:
     both.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.zeros(3, 4), moegate.recipes.switch())
         >>> round(mutual_information(routing).item(), 4)
         0.0

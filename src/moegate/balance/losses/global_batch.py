@@ -20,7 +20,7 @@ class LoadAccumulator:
     micro-batch need a first pass that only routes (then pass ``load=`` to ``load_balance``).
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> accumulator = LoadAccumulator(num_experts=2)
         >>> for logits in (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])):
         ...     routing = moegate.route(logits, moegate.recipes.switch())
@@ -80,7 +80,7 @@ def global_load_balance(
         ValueError: ``load`` does not have one count per expert.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.eye(4), moegate.recipes.switch())
         >>> round(global_load_balance(routing).item(), 3)
         1.0

@@ -12,7 +12,7 @@ def router_z(routing: Routing) -> Tensor:
     Logits of size 0 read ``(log E)²``. It reads the clean logits, before noise.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.zeros(5, 4), moegate.recipes.switch())
         >>> round(router_z(routing).item(), 4)
         1.9218

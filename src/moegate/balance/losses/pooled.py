@@ -21,7 +21,7 @@ def pooled_load_balance(routings: Sequence[Routing]) -> Tensor:
         ValueError: no routings, or routings with different numbers of experts.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> left = moegate.route(torch.tensor([[9.0, 0.0]]), moegate.recipes.switch())
         >>> right = moegate.route(torch.tensor([[0.0, 9.0]]), moegate.recipes.switch())
         >>> round(pooled_load_balance([left, right]).item(), 2)  # each layer alone reads 2.0

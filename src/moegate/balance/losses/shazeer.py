@@ -16,7 +16,7 @@ def importance_cv(routing: Routing, *, dense: bool = False) -> Tensor:
     Equal weight is not equal load: one expert with few large weights balances one with many small ones.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.tensor([[9.0, 0.0, 0.0, 0.0]]), moegate.recipes.mixtral(top_k=1))
         >>> round(importance_cv(routing).item(), 3)
         3.0
@@ -42,7 +42,7 @@ def smooth_load(routing: Routing) -> Tensor:
         ValueError: the routing holds no learned noise.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> rule = moegate.recipes.noisy_topk(top_k=2)
         >>> routing = moegate.route(torch.zeros(64, 4), rule, noise_scale=torch.ones(64, 4), training=True,
         ...                         generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def load_cv(routing: Routing) -> Tensor:
         ValueError: the routing holds no learned noise.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> rule = moegate.recipes.noisy_topk(top_k=2)
         >>> routing = moegate.route(torch.zeros(64, 4), rule, noise_scale=torch.ones(64, 4), training=True,
         ...                         generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def importance_load(routing: Routing) -> Tensor:
         ValueError: the routing holds no learned noise.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> rule = moegate.recipes.noisy_topk(top_k=2)
         >>> routing = moegate.route(torch.zeros(64, 4), rule, noise_scale=torch.ones(64, 4), training=True,
         ...                         generator=torch.Generator().manual_seed(0))

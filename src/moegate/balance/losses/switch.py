@@ -27,7 +27,7 @@ def load_balance(routing: Routing, *, load: Tensor | None = None, dropped: bool 
         ValueError: ``load`` does not have one count per expert.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> logits = torch.tensor([[4.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0]])
         >>> routing = moegate.route(logits, moegate.recipes.switch(), token_mask=torch.tensor([True, True]))
         >>> round(load_balance(routing).item(), 3)  # 4 experts, and 0.948 of the probability on one
@@ -47,7 +47,7 @@ def first_choice_load_balance(routing: Routing) -> Tensor:
     the same expert look balanced.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
         >>> routing = moegate.route(logits, moegate.recipes.mixtral(top_k=2))
         >>> load_balance(routing) < first_choice_load_balance(routing)
@@ -63,7 +63,7 @@ def mean_probability(routing: Routing) -> Tensor:
     """``[E]``: the mean of ``routing.probabilities`` over the real tokens; zeros, with a graph, for none.
 
     Example:
-        >>> import moegate
+        >>> import torch, moegate
         >>> routing = moegate.route(torch.zeros(3, 2), moegate.recipes.switch())
         >>> mean_probability(routing)
         tensor([0.5000, 0.5000])
