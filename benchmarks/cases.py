@@ -52,8 +52,8 @@ def require(ok: bool, what: str) -> None:
 
 def require_close(found: Tensor, expected: np.ndarray, what: str) -> None:
     """Equal within the tolerance, relative to the largest expected value."""
-    error = np.abs(oracle.float64(found) - expected).max() / np.abs(expected).max()
-    require(bool(error <= TOLERANCE), f"{what} is off by {error:.1e} of the largest value")
+    error, largest = np.abs(oracle.float64(found) - expected).max(), np.abs(expected).max()
+    require(bool(error <= TOLERANCE * largest), f"{what} is off by {error:.1e}, the largest value is {largest:.1e}")
 
 
 def check_routing(index_TK: Tensor, weights_TK: Tensor, logits_TE: Tensor, top_k: int, what: str) -> None:

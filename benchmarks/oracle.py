@@ -22,9 +22,7 @@ def route(logits_TE: Array, top_k: int) -> tuple[NDArray[np.int64], Array]:
     return index_TK, chosen_TK / chosen_TK.sum(axis=-1, keepdims=True)
 
 
-def mixture(
-    hidden_TD: Array, index_TK: NDArray[np.int64], weights_TK: Array, experts: moegate.Experts
-) -> Array:
+def mixture(hidden_TD: Array, index_TK: NDArray[np.int64], weights_TK: Array, experts: moegate.Experts) -> Array:
     """The weighted sum of the chosen SwiGLU experts of each token."""
     gate_up, down = float64(experts.gate_up_proj), float64(experts.down_proj)
     out_TD = np.zeros_like(hidden_TD)

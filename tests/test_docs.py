@@ -21,9 +21,7 @@ PAGES = sorted(
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     if path.is_file() and not path.is_relative_to(ROOT / "docs" / "reference")
 )
-FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", flags=re.M | re.S
-)
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", flags=re.M | re.S)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 VERB_CALL = re.compile(r"(?:^|\s|/)moegate (?P<verb>[a-z]+)(?P<rest>[^\n#|&;]*)", re.M)
 
@@ -32,14 +30,14 @@ def page_id(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def fences(path: Path, *languages: str) -> list[tuple[int, str]]:
-    """Line number and text of each fence in one of the languages, with its indentation removed."""
+def fences(path: Path, *languages: str) -> list[tuple[str, int, str]]:
+    """Language, line number and text of each fence in one of the languages, with its indentation removed."""
     text = path.read_text(encoding="utf-8")
     found = []
     for match in FENCE.finditer(text):
         if match["language"] in languages:
             body = re.sub(rf"^{match['indent']}", "", match["body"], flags=re.M)
-            found.append((text.count("\n", 0, match.start("body")), body))
+            found.append((match["language"], text.count("\n", 0, match.start("body")), body))
     return found
 
 
@@ -60,27 +58,25 @@ def test_the_readme_has_a_quickstart() -> None:
     assert fences(ROOT / "README.md", "python")
 
 
-@pytest.mark.parametrize("path", with_fences("python"), ids=page_id)
-def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for line, body in fences(path, "python"):
-        # Blank lines in front make the line numbers of a traceback those of the page.
-        exec(compile("\n" * line + body, str(path), "exec"), names)
-
-
-def run_doctests(test: doctest.DocTest) -> None:
+def run_doctests(test: doctest.DocTest, *, keep_names: bool = False) -> None:
     report: list[str] = []
-    failed, _ = doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=report.append)
+    runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
+    failed, _ = runner.run(test, out=report.append, clear_globs=not keep_names)
     assert failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("path", with_fences("pycon"), ids=page_id)
-def test_sessions_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", with_fences("python", "pycon"), ids=page_id)
+def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parser = doctest.DocTestParser()
-    text = "\n".join(body for _, body in fences(path, "pycon"))
-    run_doctests(parser.get_doctest(text, {"__name__": "__main__"}, path.name, str(path), 0))
+    names: dict[str, object] = {"__name__": "__main__"}
+    for language, line, body in fences(path, "python", "pycon"):
+        if language == "pycon":
+            session = doctest.DocTestParser().get_doctest(body, {}, path.name, str(path), line)
+            session.globs = names
+            run_doctests(session, keep_names=True)
+        else:
+            # Blank lines in front make the line numbers of a traceback those of the page.
+            exec(compile("\n" * line + body, str(path), "exec"), names)
 
 
 @pytest.mark.parametrize("name", module_names())
@@ -103,7 +99,7 @@ def test_every_root_name_that_is_called_has_an_example() -> None:
 
 @pytest.mark.parametrize("path", with_fences("console", "bash", "sh"), ids=page_id)
 def test_commands_shown_exist(path: Path) -> None:
-    for line, body in fences(path, "console", "bash", "sh"):
+    for _, line, body in fences(path, "console", "bash", "sh"):
         joined = body.replace("\\\n", " ")
         for call in VERB_CALL.finditer(joined):
             where = f"{page_id(path)}:{line + 1}: moegate {call['verb']}"

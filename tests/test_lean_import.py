@@ -7,7 +7,7 @@ import sys
 import pytest
 
 BUDGET_MS = 60.0
-RUNS = 5
+MAX_RUNS = 5
 HEAVY = ("triton", "transformers", "matplotlib", "typer", "rich", "mlxtend", "sklearn", "pandas")
 
 TIMED = """
@@ -35,9 +35,11 @@ def python(code: str) -> str:
 
 
 def test_import_is_cheap_beyond_torch() -> None:
-    # The fastest of several runs: other work on the machine can only make a run slower.
-    fastest = min(float(python(TIMED)) for _ in range(RUNS))
-    assert fastest <= BUDGET_MS, f"import moegate took {fastest:.1f} ms beyond torch (best of {RUNS} runs)"
+    # Other work on the machine can only make a run slower, so one run within the budget is the proof.
+    times: list[float] = []
+    while len(times) < MAX_RUNS and min(times, default=BUDGET_MS + 1) > BUDGET_MS:
+        times.append(float(python(TIMED)))
+    assert min(times) <= BUDGET_MS, f"import moegate took {times} ms beyond torch, at best {min(times):.1f}"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,33 @@ import moegate
 SOURCE = Path(__file__).parents[1] / "src"
 LEAVES = ("ascend", "hf", "trace", "report", "lab", "cli")
 
-PUBLIC: set[str] = set()
+PUBLIC = {
+    "Capacity",
+    "Edges",
+    "Experts",
+    "MoE",
+    "Plan",
+    "Routing",
+    "RoutingRule",
+    "SharedExperts",
+    "Weighting",
+    "__version__",
+    "balance",
+    "capacity",
+    "combine",
+    "config",
+    "dispatch",
+    "estimators",
+    "gates",
+    "metrics",
+    "noise",
+    "recipes",
+    "records",
+    "route",
+    "scoring",
+    "selection",
+    "weighting",
+}
 
 
 def modules() -> dict[str, Path]:
