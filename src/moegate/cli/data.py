@@ -48,6 +48,4 @@ def data(
     console = Console()
     console.print(data_table(rows))
     if corpus is None:
-        console.print(
-            f"Kept in {escape(str(cache_root()))} (MOEGATE_CACHE sets another folder).", style="dim"
-        )
+        console.print(f"Kept in {escape(str(cache_root()))} (MOEGATE_CACHE sets another folder).", style="dim")

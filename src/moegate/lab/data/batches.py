@@ -161,9 +161,7 @@ def text_evaluation_batches(
     Raises:
         ValueError: a domain's validation text is shorter than one window.
     """
-    require_positive(
-        batch_size=batch_size, sequence_length=sequence_length, windows_per_domain=windows_per_domain
-    )
+    require_positive(batch_size=batch_size, sequence_length=sequence_length, windows_per_domain=windows_per_domain)
     for domain in corpus.domains:
         _require_window(domain, "validation", sequence_length)
     for number, domain in enumerate(corpus.domains):

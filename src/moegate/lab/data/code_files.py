@@ -18,7 +18,8 @@ def python_sources() -> Iterator[Document]:
     """CPython's standard library without its tests, its character tables and its documentation."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in files_below(library, {".py"}, _NOT_PROGRAMS):
-        yield from _read(path, library)
+        if not path.name.startswith("_sysconfigdata"):  # the paths and flags of whoever built this Python
+            yield from _read(path, library)
 
 
 def torch_headers() -> Iterator[Document]:
@@ -30,8 +31,8 @@ def torch_headers() -> Iterator[Document]:
 
 
 def javascript_sources() -> Iterator[Document]:
-    """The scripts of Django's admin pages, of Trac's pages and of matplotlib's web backend."""
-    for module in ("django", "trac", "matplotlib"):
+    """The scripts of Django's admin pages and of Trac's pages."""
+    for module in ("django", "trac"):
         root = package_folder(module, "The JavaScript sources")
         for path in files_below(root, {".js"}, _TRANSLATED_SCRIPTS):
             yield from (script for script in _read(path, root.parent) if not _is_minified(script))

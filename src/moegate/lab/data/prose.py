@@ -10,16 +10,18 @@ from pathlib import Path
 from moegate.lab.data.documents import END_OF_DOCUMENT, Document
 from moegate.lab.data.packages import files_below, package_folder
 
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 _SHORTEST = 300
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _EXAMPLE = re.compile(r"^[ \t]*>>>.*(\n[ \t]*\S.*)*\n?", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def english_prose() -> Iterator[Document]:
-    """The Python language reference of `pydoc`, and the docstrings of NumPy, scikit-learn and matplotlib."""
+    """The Python language reference of `pydoc`, and the docstrings of NumPy and scikit-learn."""
     yield from _language_reference()
-    for module in ("numpy", "sklearn", "matplotlib"):
+    for module in ("numpy", "sklearn"):
         root = package_folder(module, "The English docstrings")
         for path in files_below(root, {".py"}, {"test", "tests"}):
             yield from _docstrings(path, root.parent)
@@ -39,10 +41,18 @@ def _docstrings(path: Path, root: Path) -> Iterator[Document]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escapes are none of the user's business
         tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
+    for node in _definitions(tree):
+        if text := ast.get_docstring(node):
             name = getattr(node, "name", "")
             yield from _prose(f"{path.relative_to(root).as_posix()}:{name}", text)
+
+
+def _definitions(node: Definition) -> Iterator[Definition]:
+    """The module, class or function itself, and what is defined directly inside."""
+    yield node
+    for child in node.body:
+        if isinstance(child, _DEFINITIONS):
+            yield from _definitions(child)
 
 
 def _prose(name: str, text: str) -> Iterator[Document]:

@@ -41,16 +41,13 @@ SOURCES: dict[str, Source] = {
     "python": Source(python_sources, ("python",), "CPython: standard library", "PSF-2.0"),
     "cpp": Source(torch_headers, ("torch",), "PyTorch: C++ headers", _BSD),
     "javascript": Source(
-        javascript_sources,
-        ("Django", "Trac", "matplotlib"),
-        "Django, Trac, matplotlib: scripts",
-        f"{_BSD}, MIT (jQuery, Select2, XRegExp), matplotlib (PSF-like)",
+        javascript_sources, ("Django", "Trac"), "Django, Trac: scripts", f"{_BSD}; MIT (jQuery, Select2)"
     ),
     "english": Source(
         english_prose,
-        ("python", "numpy", "scikit-learn", "matplotlib"),
-        "CPython: language reference; NumPy, scikit-learn, matplotlib: docstrings",
-        f"PSF-2.0, {_BSD}, matplotlib (PSF-like)",
+        ("python", "numpy", "scikit-learn"),
+        "CPython: language reference; NumPy, scikit-learn: docstrings",
+        f"PSF-2.0; {_BSD}",
     ),
     "french": _language("fr"),
     "german": _language("de"),

@@ -55,7 +55,8 @@ class TextCorpus:
     @property
     def fingerprint(self) -> str:
         """Hash of all names and bytes, to tell whether two runs saw the same data."""
-        return hashlib.sha256(json.dumps(_entries(self), sort_keys=True).encode()).hexdigest()
+        stamps = [{key: entry[key] for key in ("domain", *_SPLITS)} for entry in _entries(self)]
+        return hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
 
 
 def load(
@@ -85,9 +86,7 @@ def load(
     """
     if folder is not None:
         if domains is not None:
-            raise ValueError(
-                "domains chooses from the default corpus: leave subfolders out of the folder instead."
-            )
+            raise ValueError("domains chooses from the default corpus: leave subfolders out of the folder instead.")
         return from_documents(read_folder(Path(folder)), source=str(folder))
     sources = select_sources(domains)
     versions = _versions(sources)
@@ -143,9 +142,7 @@ def _build(sources: Mapping[str, Source]) -> TextCorpus:
     return _corpus(documents, {name: (s.description, s.licence) for name, s in sources.items()})
 
 
-def _corpus(
-    documents: Mapping[str, Sequence[Document]], origins: Mapping[str, tuple[str, str]]
-) -> TextCorpus:
+def _corpus(documents: Mapping[str, Sequence[Document]], origins: Mapping[str, tuple[str, str]]) -> TextCorpus:
     return TextCorpus(
         tuple(
             TextDomain(name, _tensor(join(split.train)), _tensor(join(split.validation)), *origins[name])
@@ -198,9 +195,7 @@ def _store(corpus: TextCorpus, folder: Path, versions: Mapping[str, str]) -> Non
     manifest = {"recipe": _RECIPE, "versions": dict(versions), "domains": _entries(corpus)}
     contents = {_MANIFEST: json.dumps(manifest, indent=2).encode()}
     for domain in corpus.domains:
-        contents |= {
-            f"{domain.name}.{split}.bin": getattr(domain, split).numpy().tobytes() for split in _SPLITS
-        }
+        contents |= {f"{domain.name}.{split}.bin": getattr(domain, split).numpy().tobytes() for split in _SPLITS}
     try:
         write_folder(folder, contents)
     except OSError as error:
