@@ -64,14 +64,15 @@ def measure(case: cases.Case, rounds: int) -> dict[str, Any]:
 
 def table_of(results: list[dict[str, Any]]) -> Table:
     """Median and minimum of both sides in microseconds, and plain / moegate."""
-    columns = ("case", "shape", "moegate: median", "min", "plain: median", "min", "ratio: median", "min")
-    table = Table(*columns, title="µs a call; ratio above 1: moegate is faster", title_justify="left")
+    title = "µs a call, median (minimum); a ratio above 1: moegate is faster"
+    table = Table("case", title=title, title_justify="left")
+    for name in ("shape", "moegate", "plain", "ratio"):
+        table.add_column(name, justify="left" if name == "shape" else "right", no_wrap=True)
     for result in results:
-        ours, theirs = result["microseconds"]["moegate"], result["microseconds"]["plain"]
-        times = (ours["median"], ours["min"], theirs["median"], theirs["min"])
-        ratios = (result["ratio_of_medians"], result["ratio_of_minima"])
-        cells = [f"{value:,.0f}" for value in times] + [f"{value:.2f}" for value in ratios]
-        table.add_row(result["case"], result["shape"], *cells)
+        sides = [result["microseconds"][name] for name in ("moegate", "plain")]
+        times = [f"{side['median']:,.0f} ({side['min']:,.0f})" for side in sides]
+        ratio = f"{result['ratio_of_medians']:.2f} ({result['ratio_of_minima']:.2f})"
+        table.add_row(result["case"], result["shape"], *times, ratio)
     return table
 
 
