@@ -1,7 +1,8 @@
 """Write docs/reference from the docstrings of the package; fail when a public name has none.
 
-Public is what a module lists in `__all__` (or, in a module without one, what it defines without a leading
-underscore), with the public members of each public class. One page a module, and one for the command line.
+Public names are what a public module lists in `__all__` (or, without one, what it defines without a leading
+underscore), with the public members of each class. All modules right below `moegate` are public; deeper down, a
+package with an `__all__` hides the modules that it doesn't list. One page a module, and one for the command line.
 """
 
 import ast
@@ -22,9 +23,7 @@ PACKAGE = ROOT / "src" / "moegate"
 TARGET = ROOT / "docs" / "reference"
 MAX_SIGNATURE_LINE = 88
 
-SECTIONS = re.compile(
-    r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Sources?|References?|Note|Shape):\s*$"
-)
+SECTIONS = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Sources?|References?|Note|Shape):\s*$")
 
 
 def module_names() -> list[str]:
@@ -37,6 +36,16 @@ def module_names() -> list[str]:
         if not is_verb and not any(part.startswith("_") for part in parts):
             names.append(".".join(parts))
     return sorted(names)
+
+
+def is_public(name: str) -> bool:
+    """Whether no package above the module, the top level apart, hides it."""
+    parts = name.split(".")
+    for depth in range(2, len(parts)):
+        listed = getattr(sys.modules[".".join(parts[:depth])], "__all__", None)
+        if listed is not None and parts[depth] not in listed:
+            return False
+    return True
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -53,35 +62,35 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def home_of(module: ModuleType, name: str) -> str:
-    """The module whose page describes a name: the one that defines it, or a package above that re-exports it.
-
-    The top level offers names of every part; it lists them and describes none.
-    """
+    """The module whose page describes a class or function: the highest one that offers it."""
     value = getattr(module, name)
     defined_in = getattr(value, "__module__", None)
     if defined_in not in module_names() or not (inspect.isclass(value) or inspect.isfunction(value)):
         return module.__name__
     parts = defined_in.split(".")
-    for depth in range(2, len(parts)):
-        package = sys.modules[".".join(parts[:depth])]
-        if name in getattr(package, "__all__", []) and getattr(package, name) is value:
-            return package.__name__
-    return defined_in if name in public_names(sys.modules[defined_in]) else module.__name__
+    for depth in range(1, len(parts) + 1):
+        offering = sys.modules[".".join(parts[:depth])]
+        if name in public_names(offering) and getattr(offering, name) is value and is_public(offering.__name__):
+            return offering.__name__
+    return module.__name__
 
 
-def documented_constants(module: ModuleType) -> dict[str, str]:
-    """The module's assignments that are followed by a string, with that string."""
+def constant_doc(module: ModuleType, name: str) -> str | None:
+    """The string after the assignment of a constant, here or in the module that it is imported from."""
     if module.__file__ is None:
-        return {}
+        return None
     body = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
-    found = {}
+    for statement in body:
+        imported = isinstance(statement, ast.ImportFrom) and name in [alias.name for alias in statement.names]
+        if imported and statement.module in sys.modules:
+            return constant_doc(sys.modules[statement.module], name)
     for statement, after in pairwise(body):
-        targets = (
-            statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        )
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found.update({t.id: str(after.value.value) for t in targets if isinstance(t, ast.Name)})
-    return found
+        is_plain = isinstance(statement, ast.Assign)
+        targets = statement.targets if is_plain else [getattr(statement, "target", None)]
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return str(after.value.value)
+    return None
 
 
 def own_doc(value: Any) -> str | None:
@@ -208,7 +217,7 @@ class Reference:
             yield f"```python\n{signature(name, value)}\n```\n"
             yield self.documented(title, own_doc(value))
         else:
-            yield self.documented(title, documented_constants(module).get(name))
+            yield self.documented(title, constant_doc(module, name))
         if inspect.isclass(value):
             yield from self.class_members(title, value)
 
@@ -217,6 +226,8 @@ class Reference:
         title = f"# {module.__name__}\n"
         introduction = self.documented(module.__name__, own_doc(module))
         links, sections = [], []
+        package, _, child = module.__name__.rpartition(".")
+        is_offered = package and child in getattr(sys.modules.get(package), "__all__", [])
         is_package = hasattr(module, "__path__")
         for name in public_names(module):
             home = home_of(module, name)
@@ -226,7 +237,7 @@ class Reference:
                 links.append(f"- [{name}]({home}.md#{name.lower()})")
             else:
                 sections += self.symbol(module, name)
-        if not sections and not is_package:
+        if not sections and not is_package and not is_offered:
             return None
         return "\n".join([title, introduction, *links, "", *sections])
 
@@ -252,7 +263,7 @@ def main() -> int:
     """Write all pages; 1 when a public name has no docstring."""
     reference = Reference()
     modules = [importlib.import_module(name) for name in module_names()]
-    found = {module.__name__: reference.page(module) for module in modules}
+    found = {m.__name__: reference.page(m) for m in modules if is_public(m.__name__)}
     pages = {name: text for name, text in found.items() if text is not None}
     introductions = {name: (own_doc(sys.modules[name]) or "").split("\n\n")[0] for name in pages}
     rows = [f"- [{name}]({name}.md): {' '.join(text.split())}" for name, text in introductions.items()]
@@ -266,9 +277,7 @@ def main() -> int:
         (TARGET / f"{name}.md").write_text(text, encoding="utf-8")
     for name in reference.undocumented:
         print(f"undocumented: {name}", file=sys.stderr)
-    print(
-        f"{len(pages)} pages in {TARGET.relative_to(ROOT)}, {len(reference.undocumented)} undocumented names"
-    )
+    print(f"{len(pages)} pages in {TARGET.relative_to(ROOT)}, {len(reference.undocumented)} undocumented names")
     return 1 if reference.undocumented else 0
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Spelt in pieces, so that this file does not match itself.
-MACHINE_PATH = re.compile(
-    r"(?<![\w.~])/(?:" + "|".join(["home", "Users", "root", "work", "mnt"]) + r")/[\w.-]+"
-)
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:" + "|".join(["home", "Users", "root", "work", "mnt"]) + r")/[\w.-]+")
 
 
 def tracked_files() -> list[Path]:

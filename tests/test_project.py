@@ -46,7 +46,7 @@ def test_machine_paths_are_found(folder: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "text", ["docs/home/page.md", "https://host.org/work/x", "~/work/x", "/usr/bin/chromium"]
+    "text", ["docs/home/page.md", "/home/me/x", "https://host.org/work/x", "~/work/x", "/usr/bin/chromium"]
 )
 def test_other_paths_are_left_alone(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
