@@ -30,6 +30,7 @@ LOSSES: dict[str, Loss] = {
     "marginal_entropy": losses.marginal_entropy,
     "mutual_information": losses.mutual_information,
 }
+NEED_NOISE = {"load_cv", "importance_load"}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -111,3 +112,30 @@ def test_a_loss_leaves_the_routing_as_it_is(loss: Loss) -> None:
 def test_every_public_loss_of_a_routing_is_tested_here() -> None:
     others = {"LoadAccumulator", "row_cosine", "row_orthogonality", "smooth_load"}
     assert set(losses.__all__) - others <= set(LOSSES)
+
+
+@pytest.mark.parametrize("name", moegate.recipes.names())
+def test_every_family_of_router_has_finite_losses_and_gradients(name: str) -> None:
+    logits = torch.randn(3, 16, 64, requires_grad=True)
+    tokens = torch.arange(48).reshape(3, 16)
+    routing = moegate.route(logits, moegate.recipes.get(name)(), token_ids=tokens, token_mask=tokens % 5 > 0)
+    for key in set(LOSSES) - NEED_NOISE:
+        value = LOSSES[key](routing)
+        assert torch.isfinite(value), key
+        if value.requires_grad:  # hash layers and random routing have constant scores
+            (gradient,) = torch.autograd.grad(value, logits, retain_graph=True, allow_unused=True)
+            assert gradient is None or torch.isfinite(gradient).all(), key
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - NEED_NOISE))
+def test_a_loss_compiles_without_a_graph_break(name: str) -> None:
+    torch._dynamo.reset()  # or the losses before count as recompilations
+    loss = LOSSES[name]
+    rule = moegate.recipes.mixtral(top_k=2)
+
+    def through(logits: Tensor, mask: Tensor) -> Tensor:
+        return loss(moegate.route(logits, rule, token_mask=mask))
+
+    logits, mask = torch.randn(6, 4), torch.arange(6) < 4
+    compiled = torch.compile(through, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, mask), through(logits, mask))

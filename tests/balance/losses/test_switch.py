@@ -8,7 +8,6 @@ import torch
 
 import moegate
 from moegate.balance.losses import first_choice_load_balance, load_balance
-from moegate.records import count_assignments
 
 
 def oracle(logits_TE: np.ndarray, index_TK: np.ndarray, mask_T: np.ndarray) -> float:
@@ -141,12 +140,23 @@ def test_descending_the_loss_balances() -> None:
     assert first > 1.0 and last < 0.25
 
 
-def test_first_choice_sees_the_first_choice_only() -> None:
+@pytest.mark.parametrize("recipe", ["gshard", "mixtral", "dense", "top_p"])
+def test_first_choice_sees_the_first_choice_only(recipe: str) -> None:
     logits = torch.randn(40, 6)
     mask = torch.rand(40) < 0.8
-    routing = moegate.route(logits, moegate.recipes.gshard(), token_mask=mask)
+    routing = moegate.route(logits, moegate.recipes.get(recipe)(), token_mask=mask)
     first = np.where(mask.numpy(), logits.numpy().argmax(1), -1)[:, None]
     expected = oracle(logits.numpy(), first, mask.numpy())
     assert first_choice_load_balance(routing).item() == pytest.approx(expected, rel=1e-5)
-    counted = count_assignments(routing.selected_index[:, :1], 6)
-    assert counted.sum() == mask.sum()
+
+
+def test_first_choice_ignores_tokens_that_no_expert_chose_and_takes_the_best_expert_of_the_others() -> None:
+    routing = moegate.route(torch.randn(40, 6), moegate.recipes.expert_choice(capacity_factor=0.5))
+    expected = np.full((40, 1), -1)
+    for token, row in enumerate(routing.selected_index.tolist()):
+        chosen = [expert for expert in row if expert >= 0]
+        if chosen:
+            expected[token] = max(chosen, key=lambda expert, token=token: routing.ranking[token, expert].item())
+    assert (expected == -1).any()
+    loss = first_choice_load_balance(routing).item()
+    assert loss == pytest.approx(oracle(routing.logits.numpy(), expected, np.ones(40)), rel=1e-5)

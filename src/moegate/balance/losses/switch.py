@@ -42,9 +42,9 @@ def load_balance(routing: Routing, *, load: Tensor | None = None, dropped: bool 
 def first_choice_load_balance(routing: Routing) -> Tensor:
     """The load-balancing loss that counts each token's first choice only.
 
-    ``E · Σ_i f_i · P_i`` with ``f_i`` the share of the tokens whose first slot, before dropping, holds expert
-    ``i``. Perfect balance reads 1.0. The further choices are not seen: tokens whose second choice is always
-    the same expert look balanced.
+    ``E · Σ_i f_i · P_i`` with ``f_i`` the share of the tokens that rank expert ``i`` first among the experts they
+    selected (before dropping). Perfect balance reads 1.0. The further choices are not seen: tokens whose second
+    choice is always the same expert look balanced.
 
     Example:
         >>> import torch, moegate
@@ -55,7 +55,10 @@ def first_choice_load_balance(routing: Routing) -> Tensor:
 
     Source: Lepikhin et al., GShard, arXiv 2006.16668, algorithm 1.
     """
-    first_T1 = routing.selected_index[:, :1]
+    index_TK = routing.selected_index
+    # Not simply slot 0: the slots of expert choice and dense routing are not in order of preference.
+    ranking_TK = routing.ranking.gather(1, index_TK.clamp(min=0)).masked_fill(index_TK < 0, float("-inf"))
+    first_T1 = index_TK.gather(1, ranking_TK.argmax(dim=1, keepdim=True))
     return balance_product(count_assignments(first_T1, routing.num_experts), mean_probability(routing))
 
 
