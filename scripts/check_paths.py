@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Spelt in pieces, so that this file does not match itself.
-MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:" + "|".join(["home", "Users", "root", "work", "mnt"]) + r")/[\w.-]+")
+# /home/me and /home/you stand for anybody's.
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?!home/(?:me|you)\b)(?:home|Users|root|work|mnt)/[\w.-]+")
 
 
 def tracked_files() -> list[Path]:
