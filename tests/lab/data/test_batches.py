@@ -182,6 +182,16 @@ def test_missing_weights_are_zero_and_a_short_domain_without_weight_is_no_error(
         stream(corpus)
 
 
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_choose_no_domain_without_weight(
+    monkeypatch: pytest.MonkeyPatch, draw: float
+) -> None:
+    batches = stream(corpus_of("a", "b", "c"), batch_size=3, weights={"b": 0.1})
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: rand(*size, **options).fill_(draw))
+    assert batches.batch(0).domain.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moegate.lab.data import translations as translation_sources
 from moegate.lab.data.packages import package_folder
 from moegate.lab.data.translations import read_catalogue, translations
 
@@ -71,6 +72,23 @@ def test_real_catalogues_agree_with_gettext() -> None:
         assert single - untranslated - {"", header} <= forms
         checked += len(forms)
     assert checked > 2000
+
+
+def test_a_repeated_translation_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, locale, messages in [
+        ("django", "xx", {b"Save": b"first", b"Store": b"first", b"Drop": b"second"}),
+        ("django", "xx_YY", {b"Save": b"first", b"Drop": b"second variant"}),
+        ("trac", "xx", {b"Other": b"second", b"New": b"third"}),
+        ("trac", "zz", {b"New": b"another language"}),
+    ]:
+        folder = tmp_path / module / "locale" / locale / "LC_MESSAGES"
+        folder.mkdir(parents=True)
+        (folder / "messages.mo").write_bytes(catalogue(messages, "<"))
+    monkeypatch.setattr(translation_sources, "package_folder", lambda module, wanted: tmp_path / module)
+    assert [document.text for document in translations("xx", "xx_YY")] == [
+        b"first\nsecond\nsecond variant\n",
+        b"third\n",
+    ]
 
 
 def test_no_message_is_in_two_documents_and_variants_stay_together() -> None:
