@@ -142,7 +142,7 @@ def test_selection_keeps_the_order_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("domains", "expected"),
     [
-        (["pyton"], "Unknown domain 'pyton': did you mean 'python'"),
+        (["chinesee"], "Unknown domain 'chinesee': did you mean 'chinese'"),
         (["python", "klingon"], "Unknown domain 'klingon'.*python, cpp"),
         ([], "give a list of names"),
         ("python", "give a list of names"),

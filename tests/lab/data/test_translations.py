@@ -38,7 +38,7 @@ def test_all_kinds_of_messages(order: str) -> None:
             b"toolbar\4OK": b"OK",
             b"unknown": b"",
             b"blank": b"  \n",
-            b"padded": b"\nTitel\n",
+            b"padded": b"\nKopf\n",
         },
         order,
     )
@@ -47,7 +47,7 @@ def test_all_kinds_of_messages(order: str) -> None:
         (b"Open", "Öffnen"),
         (b"%d file", "%d Datei"),
         (b"%d file", "%d Dateien"),
-        (b"padded", "Titel"),
+        (b"padded", "Kopf"),
     ]
 
 
