@@ -1,10 +1,12 @@
 """Model configurations as rules: the names that Hugging Face and others use, and their aliases.
 
 A configuration often leaves out what its modelling code does: that Mixtral renormalises, or that DeepSeek-V3
-uses a sigmoid. ``MODEL_TYPES`` holds that, read from the models' own code; a model type that is not listed and
-does not name its scoring function is refused, since a guess would route wrongly without a sign.
+uses a sigmoid. ``MODEL_TYPES`` holds that, checked against the models' own code; a model type that is not listed
+is refused unless its configuration names both its scoring function and its normalisation, since a guess would
+route wrongly without a sign.
 """
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,33 +84,70 @@ _OTHER_NAMES = frozenset(
 )
 """Names of a mixture of experts that have no part in its rule; they are accepted and left alone."""
 
+_SOFTMAX = {"scoring_func": "softmax"}
+_SOFTMAX_RENORMALIZED = {"scoring_func": "softmax", "norm_topk_prob": True}
+_SOFTMAX_PLAIN = {"scoring_func": "softmax", "norm_topk_prob": False}
+_SOFTMAX_SELECTED = {"scoring_func": "softmax_selected"}
+_SIGMOID_RENORMALIZED = {"scoring_func": "sigmoid", "norm_topk_prob": True}
 _SIGMOID_GROUPED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-_SELECTED = {"scoring_func": "softmax_selected"}
+_SIGMOID_ON_INPUT = {"scoring_func": "sigmoid", "norm_topk_prob": False, "apply_to": "input"}
 MODEL_TYPES: dict[str, dict[str, Any]] = {
-    "mixtral": {"scoring_func": "softmax", "norm_topk_prob": True},
-    "minimax": {"scoring_func": "softmax", "norm_topk_prob": True},
-    "minimax_m2": {"scoring_func": "sigmoid", "norm_topk_prob": True},
-    "olmoe": {"scoring_func": "softmax"},
-    "flex_olmo": {"scoring_func": "softmax"},
-    "qwen2_moe": {"scoring_func": "softmax"},
-    "qwen3_moe": {"scoring_func": "softmax"},
-    "qwen3_next": {"scoring_func": "softmax"},
-    "deepseek_v2": {"scoring_func": "softmax", "norm_topk_prob": False},
+    "aria_text": _SOFTMAX_RENORMALIZED,
+    "axk1": _SIGMOID_GROUPED,
+    "axk2": _SIGMOID_GROUPED,
+    "cohere2_moe": _SOFTMAX,
+    "deepseek_ocr2_text": _SOFTMAX_PLAIN,
+    "deepseek_v2": _SOFTMAX_PLAIN,
     "deepseek_v3": _SIGMOID_GROUPED,
     "deepseek_v32": _SIGMOID_GROUPED,
+    "dots1": _SIGMOID_GROUPED,
+    "dots3_note_text": _SIGMOID_GROUPED,
+    "ernie4_5_moe": _SOFTMAX_RENORMALIZED,
+    "ernie4_5_vl_moe_text": _SOFTMAX_RENORMALIZED,
+    "exaone_moe": _SIGMOID_GROUPED,
+    "flex_olmo": _SOFTMAX,
+    "flint": {"scoring_func": "sigmoid"},
     "glm4_moe": _SIGMOID_GROUPED,
     "glm4_moe_lite": _SIGMOID_GROUPED,
-    "glm4v_moe": _SIGMOID_GROUPED,
-    "dots1": _SIGMOID_GROUPED,
-    "gpt_oss": _SELECTED,
-    "granitemoe": _SELECTED,
-    "granitemoeshared": _SELECTED,
-    "granitemoehybrid": _SELECTED,
-    "jetmoe": _SELECTED,
-    "llama4_text": {"scoring_func": "sigmoid", "norm_topk_prob": False, "apply_to": "input"},
-    "llama4": {"scoring_func": "sigmoid", "norm_topk_prob": False, "apply_to": "input"},
+    "glm4v_moe_text": _SIGMOID_GROUPED,
+    "glm5_next_text": _SIGMOID_GROUPED,
+    "glm_moe_dsa": _SIGMOID_GROUPED,
+    "gpt_oss": _SOFTMAX_SELECTED,
+    "granitemoe": _SOFTMAX_SELECTED,
+    "granitemoe_swa": _SOFTMAX_SELECTED,
+    "granitemoehybrid": _SOFTMAX_SELECTED,
+    "granitemoeshared": _SOFTMAX_SELECTED,
+    "hy_v3": _SIGMOID_RENORMALIZED,
+    "hy_v4": _SIGMOID_GROUPED,
+    "jamba": _SOFTMAX_PLAIN,
+    "jetmoe": _SOFTMAX_SELECTED,
+    "laguna": _SIGMOID_RENORMALIZED,
+    "llama4": _SIGMOID_ON_INPUT,
+    "llama4_text": _SIGMOID_ON_INPUT,
+    "mellum": _SOFTMAX,
+    "mimo_v2_flash": _SIGMOID_GROUPED,
+    "minimax": _SOFTMAX_RENORMALIZED,
+    "minimax_m2": _SIGMOID_RENORMALIZED,
+    "mistral4": {"scoring_func": "softmax", "topk_method": "noaux_tc"},
+    "mistral_large4_text": {"scoring_func": "softmax", "norm_topk_prob": True, "topk_method": "noaux_tc"},
+    "mixtral": _SOFTMAX_RENORMALIZED,
+    "muse_spark_text": _SIGMOID_RENORMALIZED,
+    "nemotron_h": _SIGMOID_GROUPED,
+    "olmoe": _SOFTMAX,
+    "qwen2_moe": _SOFTMAX,
+    "qwen3_5_moe_text": _SOFTMAX_RENORMALIZED,
+    "qwen3_moe": _SOFTMAX,
+    "qwen3_next": _SOFTMAX,
+    "qwen3_omni_moe_text": _SOFTMAX,
+    "qwen3_vl_moe_text": _SOFTMAX_RENORMALIZED,
+    "qwen4_exp_text": _SOFTMAX,
+    "solar_open": _SIGMOID_GROUPED,
+    "unlimited_ocr_text": _SOFTMAX_PLAIN,
 }
 """What a model's code does and its configuration does not say, by model type."""
+
+# Some configurations hold a list, a value per layer, under a name: that does not decide one rule.
+_SCALARS = (bool, int, float, str)
 
 _SCORES: dict[str, Score] = {
     "softmax": Softmax(),
@@ -176,7 +215,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 def _read(values: Mapping[str, Any], name: str) -> Any:
     """The value under a name or one of its aliases; aliases that disagree are an error."""
-    found = {alias: values[alias] for alias in ALIASES[name] if values.get(alias) is not None}
+    found = {alias: values[alias] for alias in ALIASES[name] if isinstance(values.get(alias), _SCALARS)}
     distinct = set(found.values())
     if len(distinct) > 1:
         raise ValueError(f"These names mean the same and disagree: {found}. Keep one of them.")
@@ -186,12 +225,18 @@ def _read(values: Mapping[str, Any], name: str) -> Any:
 def _implied(model_type: str, names: Mapping[str, Any]) -> dict[str, Any]:
     if model_type in MODEL_TYPES:
         return MODEL_TYPES[model_type]
-    if "scoring_func" in names:
+    if "scoring_func" in names and "norm_topk_prob" in names:
         return {}
     raise ValueError(
-        f"The model type {model_type!r} does not say how its router scores.{did_you_mean(model_type, MODEL_TYPES)} "
-        "Read it in the model's code and pass the routing names as a dict, with scoring_func and without model_type."
+        f"The model type {model_type!r} is not known, and its configuration does not say how its router scores and "
+        f"normalises.{_nearest_type(model_type)} Read it in the model's code and pass the routing names as a dict, "
+        "with scoring_func and norm_topk_prob and without model_type."
     )
+
+
+def _nearest_type(model_type: str) -> str:
+    nearest = difflib.get_close_matches(model_type, MODEL_TYPES, n=1, cutoff=0.8)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _selection(names: Mapping[str, Any]) -> Selection:
