@@ -20,6 +20,7 @@ PACKAGES = ("moegate", "torch", "numpy", "safetensors")
 OPTIONAL = {
     "mlxtend": "lab",
     "django": "lab",
+    "trac": "lab",
     "matplotlib": "lab",
     "transformers": "hf",
     "tensorboard": "tensorboard",

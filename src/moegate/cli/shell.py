@@ -41,7 +41,7 @@ class Verbs(TyperGroup):
         """Run the verb; what the user got wrong is printed as a sentence, without a traceback."""
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, FileNotFoundError) as error:
+        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
             if os.environ.get("MOEGATE_TRACEBACK"):
                 raise
             console = Console(stderr=True, highlight=False)
