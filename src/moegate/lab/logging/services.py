@@ -65,9 +65,7 @@ class WandbLogger:
 
     def __init__(self, directory: Path, name: str, config: Mapping[str, Any]) -> None:
         wandb = load_service("wandb", "wandb")
-        self._run = wandb.init(
-            project="moegate", name=name, config=dict(config), dir=str(directory), resume="allow"
-        )
+        self._run = wandb.init(project="moegate", name=name, config=dict(config), dir=str(directory), resume="allow")
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
         """Send the numbers of the record."""

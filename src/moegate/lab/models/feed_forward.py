@@ -45,7 +45,5 @@ class FeedForwardBlock(nn.Module):
         normed = self.norm(hidden)
         if not isinstance(self.feed_forward, MoE):
             return hidden + self.feed_forward(normed), None
-        out, routing = self.feed_forward(
-            normed, token_ids=token_ids, previous=previous, generator=generator
-        )
+        out, routing = self.feed_forward(normed, token_ids=token_ids, previous=previous, generator=generator)
         return hidden + out, routing

@@ -36,9 +36,7 @@ class ImageClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(num_pixels, hidden_size)
-        self.blocks = nn.ModuleList(
-            FeedForwardBlock(hidden_size, feed_forward(layer)) for layer in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, feed_forward(layer)) for layer in range(num_layers))
         self.norm = nn.RMSNorm(hidden_size)
         self.head = nn.Linear(hidden_size, num_classes)
 

@@ -7,15 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Mapping[str, Any]
-LOOKS_AHEAD = "* looks ahead: its predictions depend on other or later tokens, so its score isn't comparable."
+LOOKS_AHEAD = "* looks ahead: its predictions depend on other or later tokens, so its score may not be comparable."
+WIDE = 170
+"""Terminals of at least this many columns show all columns of the table."""
 LOWER_IS_BETTER = {"bits_per_byte": True, "accuracy": False}
 
 
 class Column(NamedTuple):
-    """A heading and how a row fills it."""
+    """A heading, how a row fills it, and whether a narrow terminal shows it."""
 
     heading: str
     text: Callable[[Row], str]
+    always: bool = True
 
 
 def row_name(row: Row) -> str:
@@ -52,16 +55,18 @@ def columns(metric: str) -> tuple[Column, ...]:
     heading, digits, scale = ("accuracy %", 2, 100.0) if accuracy else ("bits/byte", 3, 1.0)
     return (
         Column("router", row_name),
-        Column("K", lambda row: _or_dash(row["top_k"], "{}")),
+        Column("K", lambda row: str(row["top_k"])),
+        Column("experts/token", lambda row: _or_dash(row["experts_per_token"], "{:.2f}"), always=False),
         Column("balance", lambda row: str(row["balance"])),
         Column(heading, lambda row: interval(row["mean"], row["ci95"], digits, scale)),
-        Column("train tokens/s", lambda row: interval(row["tokens_per_second"], row["tokens_per_second_ci95"], 0)),
-        Column("inference tokens/s", lambda row: _or_dash(row["inference_tokens_per_second"], "{:,.0f}")),
-        Column("utilisation %", lambda row: _or_dash(row["utilization"], "{:.1%}").rstrip("%")),
+        Column("tokens/s", lambda row: interval(row["tokens_per_second"], row["tokens_per_second_ci95"], 0)),
+        Column("inference tokens/s", lambda row: _or_dash(row["inference_tokens_per_second"], "{:,.0f}"), always=False),
+        Column("used %", lambda row: _or_dash(row["utilization"], "{:.1%}").rstrip("%")),
         Column("MaxVio", lambda row: _or_dash(row["max_violation"], "{:.2f}")),
-        Column("dropped %", lambda row: _or_dash(row["drop_rate"], "{:.1%}").rstrip("%")),
-        Column("active / all parameters", lambda row: f"{row['active_parameters']:,} / {row['parameters']:,}"),
-        Column("seeds", lambda row: str(row["seeds"])),
+        Column("drop %", lambda row: _or_dash(row["drop_rate"], "{:.1%}").rstrip("%")),
+        Column("active parameters", lambda row: f"{row['active_parameters']:,}", always=False),
+        Column("parameters", lambda row: f"{row['parameters']:,}", always=False),
+        Column("seeds", lambda row: str(row["seeds"]), always=False),
     )
 
 
@@ -70,10 +75,10 @@ def print_table(console: Console, rows: Sequence[Row], title: str) -> None:
     if not rows:
         console.print(f"{title}: no finished run yet.")
         return
-    shown = columns(rows[0]["metric"])
-    table = Table(title=title, title_justify="left")
+    shown = [column for column in columns(rows[0]["metric"]) if column.always or console.width >= WIDE]
+    table = Table(title=title, title_justify="left", padding=(0, 1) if console.width >= WIDE else (0, 0))
     for number, column in enumerate(shown):
-        table.add_column(column.heading, justify="left" if number == 0 else "right")
+        table.add_column(column.heading, justify="left" if number == 0 else "right", no_wrap=number > 0)
     best = best_row(rows)
     for row in rows:
         table.add_row(*(column.text(row) for column in shown), style="bold" if row is best else "")
@@ -112,6 +117,7 @@ def table_note(rows: Sequence[Row]) -> str:
     seeds = max(row["seeds"] for row in rows)
     note = "± is the half width of the 95 % interval of the mean over seeds (Student's t)." if seeds > 1 else ""
     note = note or "One seed: no interval, so small differences say nothing."
+    note += "\nused %: effective experts, exp(entropy of the load), of all. MaxVio: the busiest expert's excess load."
     return note if all(row["causal"] for row in rows) else f"{note}\n{LOOKS_AHEAD}"
 
 

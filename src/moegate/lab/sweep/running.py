@@ -113,9 +113,7 @@ def claim_sweep(plan: SweepPlan, directory: Path, *, resume: bool) -> dict[str, 
             raise ValueError(f"{directory} holds files but no sweep; choose an empty folder.")
         return {}
     if not resume:
-        raise ValueError(
-            f"{directory} already holds a sweep. Continue it with --resume, or choose another --output."
-        )
+        raise ValueError(f"{directory} already holds a sweep. Continue it with --resume, or choose another --output.")
     found = read_json(path)
     for name, value in plan.identity().items():
         if found.get(name) != value:

@@ -12,9 +12,11 @@ from moegate.lab.training.run_directory import RunDirectory, read_json, write_js
 
 COLUMNS = (
     "router", "top_k", "balance", "control", "seeds", "metric", "mean", "ci95", "tokens_per_second",
-    "tokens_per_second_ci95", "inference_tokens_per_second", "utilization", "max_violation", "drop_rate",
-    "parameters", "active_parameters", "causal",
+    "tokens_per_second_ci95", "inference_tokens_per_second", "experts_per_token", "utilization",
+    "max_violation", "drop_rate", "parameters", "active_parameters", "causal",
 )  # fmt: skip
+
+MEANS = ("inference_tokens_per_second", "experts_per_token", "utilization", "max_violation", "drop_rate")
 
 Run = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -35,8 +37,9 @@ def read_runs(directory: Path) -> list[Run]:
 def make_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return a row for each variant: what differs only in the seed is averaged.
 
-    `ci95` is the half width of the 95 % interval of the mean over seeds, None for one seed. Balance columns are
-    None for dense controls, which route nothing.
+    `ci95` is the half width of the 95 % interval of the mean over seeds, None for one seed. `top_k` is the most
+    experts a token may visit, `experts_per_token` how many it did. Balance columns are None for dense controls,
+    which route nothing.
 
     Example:
         >>> make_rows([])
@@ -56,17 +59,15 @@ def _row(runs: Sequence[Run]) -> dict[str, Any]:
     value = estimate([found["value"] for _, found in runs])
     speed = estimate([found["tokens_per_second"] for _, found in runs])
     return {
-        **{name: cell[name] for name in ("router", "top_k", "balance", "control")},
+        **{name: cell[name] for name in ("router", "balance", "control")},
+        "top_k": described["top_k"],
         "seeds": len(runs),
         "metric": evaluation["metric"],
         "mean": value.mean,
         "ci95": value.ci,
         "tokens_per_second": speed.mean,
         "tokens_per_second_ci95": speed.ci,
-        **{
-            name: _mean([found[name] for _, found in runs])
-            for name in ("inference_tokens_per_second", "utilization", "max_violation", "drop_rate")
-        },
+        **{name: _mean([found[name] for _, found in runs]) for name in MEANS},
         **{name: described[name] for name in ("parameters", "active_parameters", "causal")},
     }
 

@@ -46,7 +46,7 @@ def summed(loss: Callable[[Routing], Tensor]) -> BalanceLoss:
 
     Example:
         >>> from moegate import recipes, route
-        >>> routing = route(torch.eye(4) * 9, recipes.get("switch"))
+        >>> routing = route(torch.eye(4) * 9, recipes.switch())
         >>> round(float(summed(losses.load_balance)([routing, routing])), 2)
         2.0
     """
@@ -72,8 +72,9 @@ def _with_rate(
 
 
 def _quantile(settings: ControllerSettings) -> BiasController:
-    rate = {} if settings.rate is None else {"rate": settings.rate}
-    return controllers.QuantileBias(settings.num_experts, settings.top_k, **rate)
+    if settings.rate is None:
+        return controllers.QuantileBias(settings.num_experts, settings.top_k)
+    return controllers.QuantileBias(settings.num_experts, settings.top_k, rate=settings.rate)
 
 
 STRATEGIES: dict[str, BalanceStrategy] = {

@@ -31,9 +31,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     if config.task == "image":
         model = ImageClassifier(config.hidden_size, config.num_layers, feed_forward)
     else:
-        model = ByteLM(
-            config.hidden_size, config.num_layers, config.num_heads, feed_forward, config.sequence_length
-        )
+        model = ByteLM(config.hidden_size, config.num_layers, config.num_heads, feed_forward, config.sequence_length)
     if config.control == "frozen":
         for layer in routed_layers(model):
             layer.gate.requires_grad_(False)
@@ -78,7 +76,7 @@ def build_controllers(config: TrainConfig, model: nn.Module) -> nn.ModuleList:
     make = balance_strategy(config.balance).controller
     if make is None:
         return nn.ModuleList()
-    settings = ControllerSettings(config.num_experts, config.top_k, config.controller_rate)
+    settings = ControllerSettings(config.num_experts, largest_k(config), config.controller_rate)
     return nn.ModuleList(make(settings) for _ in routed_layers(model))
 
 
@@ -95,9 +93,7 @@ def parameter_counts(config: TrainConfig, model: nn.Module) -> tuple[int, int]:
         True
     """
     total = sum(parameter.numel() for parameter in model.parameters())
-    experts = sum(
-        parameter.numel() for layer in routed_layers(model) for parameter in layer.experts.parameters()
-    )
+    experts = sum(parameter.numel() for layer in routed_layers(model) for parameter in layer.experts.parameters())
     return total, total - experts + experts * largest_k(config) // config.num_experts
 
 

@@ -1,5 +1,6 @@
 """What one training run is: a frozen, validated value that is written beside its results."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_size": 64,
         "intermediate_size": 16,
         "num_layers": 2,
-        "steps": 500,
+        "steps": 600,
         "batch_size": 128,
         "learning_rate": 4e-3,
         "warmup_steps": 20,
@@ -71,6 +72,7 @@ class TrainConfig:
         capacity_factor: overrides the capacity factor of routers that have one.
         log_every: steps of one line in `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
+        image_shift: the most pixels that a training image is moved by, in each direction (image).
         evaluation_windows: windows of each domain that the text evaluation reads.
         corpus: a folder with one subfolder a domain (text); None takes the built-in corpus.
 
@@ -110,6 +112,7 @@ class TrainConfig:
     temperature_end: float = 0.5
     capacity_factor: float | None = None
     checkpoint_every: int = 100
+    image_shift: int = 2
     evaluation_windows: int = 16
     corpus: str | None = None
 
@@ -199,12 +202,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def _parse_toml(text: str) -> Any:
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+        parser = importlib.import_module("tomllib")
+    except ModuleNotFoundError:
         raise ValueError("TOML needs Python 3.11 or later; write the settings as JSON") from None
-    return tomllib.loads(text)
+    return parser.loads(text)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -230,7 +233,7 @@ _AT_LEAST_ONE = (
     "hidden_size", "intermediate_size", "num_layers", "steps", "batch_size", "log_every", "top_k",
     "num_experts", "num_heads", "sequence_length", "accumulate", "checkpoint_every", "evaluation_windows",
 )  # fmt: skip
-_NOT_NEGATIVE = ("warmup_steps", "balance_coefficient", "z_loss", "seed", "weight_decay")
+_NOT_NEGATIVE = ("warmup_steps", "balance_coefficient", "z_loss", "seed", "weight_decay", "image_shift")
 _POSITIVE = (
     "learning_rate", "clip_norm", "temperature_start", "temperature_end", "controller_rate", "capacity_factor",
 )  # fmt: skip

@@ -81,6 +81,7 @@ def evaluate(model: nn.Module, task: Task, num_layers: int, num_experts: int) ->
         "domains": list(task.domains),
         "per_domain": dict(zip(task.domains, per_domain, strict=True)),
         **_balance(tally),
+        "experts_per_token": _experts_per_token(tally),
         "token_view": token_view(model, task),
     }
 
@@ -88,7 +89,7 @@ def evaluate(model: nn.Module, task: Task, num_layers: int, num_experts: int) ->
 def _balance(tally: Tally) -> dict[str, Any]:
     load, selected = tally.window.load, tally.window.selected
     per_layer = balance_numbers(load, selected)
-    shares = [metrics.effective_experts(layer) / len(layer) for layer in load]
+    shares = [metrics.effective_experts(layer) / len(layer) for layer in selected]
     return {
         "utilization": _mean(shares),
         "max_violation": _mean(per_layer["max_violation"]),
@@ -98,6 +99,11 @@ def _balance(tally: Tally) -> dict[str, Any]:
         "domain_load": tally.domain_load.tolist(),
         "coactivation": tally.coactivation.tolist(),
     }
+
+
+def _experts_per_token(tally: Tally) -> float | None:
+    num_layers = len(tally.window.load)
+    return int(tally.window.load.sum()) / (num_layers * int(tally.targets.sum())) if num_layers else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +58,7 @@ class RunOptions:
 
     resume: bool = False
     services: Sequence[str] = ()
-    reporter: Reporter = SilentReporter()
+    reporter: Reporter = field(default_factory=SilentReporter)
     title: str = ""
     extra: Mapping[str, Any] | None = None
 
@@ -112,9 +112,7 @@ def initial_state(config: TrainConfig) -> TrainState:
     )
 
 
-def _describe(
-    config: TrainConfig, state: TrainState, run: RunDirectory, options: RunOptions
-) -> dict[str, Any]:
+def _describe(config: TrainConfig, state: TrainState, run: RunDirectory, options: RunOptions) -> dict[str, Any]:
     layers = routed_layers(state.model)
     parameters, active = parameter_counts(config, state.model)
     earlier = run.read_description() if run.description.is_file() else {}
@@ -216,7 +214,9 @@ def summary(evaluation: Mapping[str, Any]) -> str:
         'accuracy 95.00 %, 10,000 tokens/s'
     """
     value, balance = evaluation["value"], evaluation["max_violation"]
-    score = f"accuracy {value:.2%}".replace("%", " %") if evaluation["metric"] == "accuracy" else f"{value:.3f} bits/byte"
+    score = (
+        f"accuracy {value:.2%}".replace("%", " %") if evaluation["metric"] == "accuracy" else f"{value:.3f} bits/byte"
+    )
     violation = "" if balance is None else f", MaxVio {balance:.2f}"
     return f"{score}, {evaluation['tokens_per_second']:,.0f} tokens/s{violation}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moegate import recipes
-from moegate.lab.training.balancing import balance_strategy
+from moegate.lab.training.balancing import BalanceStrategy, balance_strategy
 from moegate.parts import did_you_mean
 from moegate.rule import RoutingRule
 from moegate.selection import ExpertChoice, SoftSlots
@@ -76,9 +76,7 @@ ROUTERS: dict[str, RouterSpec] = {
     "hash": RouterSpec(lambda c: recipes.hash_routing(c.top_k), balanced=False),
     "random": RouterSpec(lambda c: recipes.random_routing(c.top_k), balanced=False),
     "top_p": RouterSpec(lambda c: recipes.top_p(), uses_top_k=False, fixed_k=False),
-    "entropy_k": RouterSpec(
-        lambda c: recipes.entropy_k(max_k=min(4, c.num_experts)), uses_top_k=False, fixed_k=False
-    ),
+    "entropy_k": RouterSpec(lambda c: recipes.entropy_k(max_k=min(4, c.num_experts)), uses_top_k=False, fixed_k=False),
     "relu": RouterSpec(lambda c: recipes.relu(), uses_top_k=False, fixed_k=False),
     "gumbel": RouterSpec(lambda c: recipes.gumbel_topk(c.top_k, relaxed=True)),
     "deepseek_v2": RouterSpec(_deepseek_v2),
@@ -226,19 +224,25 @@ def combination_problem(settings: Mapping[str, Any], task: str, num_experts: int
         >>> combination_problem(settings, "image", 8)
         "balance 'aux' can't act on the router 'hash': its load isn't learned; use 'none'."
     """
-    router, balance, control = settings["router"], settings["balance"], settings["control"]
-    spec, strategy = router_spec(router), balance_strategy(balance)
-    top_k = settings.get("top_k")
-    if balance != "none" and control != "none":
-        return f"balance '{balance}' has nothing to act on in the control '{control}'; use 'none'."
-    if balance != "none" and not spec.balanced:
-        return f"balance '{balance}' can't act on the router '{router}': its load isn't learned; use 'none'."
+    spec, top_k = router_spec(settings["router"]), settings.get("top_k")
     if spec.uses_top_k and top_k is not None and top_k > num_experts:
         return f"top_k={top_k} exceeds the {num_experts} experts; choose at most {num_experts}."
+    strategy = balance_strategy(settings["balance"])
+    problem = None if settings["balance"] == "none" else _balance_problem(spec, strategy, settings, task)
+    if problem is None and strategy.fixed_k and top_k == num_experts:
+        problem = f"has nothing to balance where K is all {num_experts} experts; use 'none'."
+    return problem and f"balance '{settings['balance']}' {problem}"
+
+
+def _balance_problem(spec: RouterSpec, strategy: BalanceStrategy, settings: Mapping[str, Any], task: str) -> str | None:
+    if settings["control"] != "none":
+        return f"has nothing to act on in the control '{settings['control']}'; use 'none'."
+    if not spec.balanced:
+        return f"can't act on the router '{settings['router']}': its load isn't learned; use 'none'."
     if strategy.needs == "sequences" and task != "text":
-        return f"balance '{balance}' balances within sequences, but images have none; use 'aux'."
+        return "balances within sequences, but images have none; use 'aux'."
     if strategy.needs == "learned_noise" and not spec.learned_noise:
-        return f"balance '{balance}' needs a learned noise; use the router 'noisy_topk', or the balance 'importance'."
-    if strategy.fixed_k and not (spec.fixed_k and spec.uses_top_k and (top_k is None or top_k < num_experts)):
-        return f"balance '{balance}' needs a router with K experts for every token, and K below {num_experts}."
+        return "needs a learned noise; use the router 'noisy_topk', or the balance 'importance'."
+    if strategy.fixed_k and not spec.fixed_k:
+        return f"needs the same K for every token, which '{settings['router']}' doesn't have; use 'sign_bias'."
     return None

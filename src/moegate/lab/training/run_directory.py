@@ -80,9 +80,7 @@ class RunDirectory:
                 raise ValueError(f"{self.path} holds files but no run; choose an empty folder.")
             return False
         if not resume:
-            raise ValueError(
-                f"{self.path} already holds a run. Continue it with --resume, or choose another --output."
-            )
+            raise ValueError(f"{self.path} already holds a run. Continue it with --resume, or choose another --output.")
         differences = config.differences(self.read_description()["config"])
         if differences:
             raise ValueError(

@@ -49,7 +49,7 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def to_checkpoint(state: TrainState, config: dict[str, Any]) -> Checkpoint:
@@ -85,9 +85,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.controllers.load_state_dict(_under("controllers", tensors))
     except RuntimeError as error:
         raise ValueError(f"The checkpoint belongs to another model: {error}.") from error
-    state.optimizer.load_state_dict(
-        {"state": _optimizer_state(tensors), "param_groups": metadata["groups"]}
-    )
+    state.optimizer.load_state_dict({"state": _optimizer_state(tensors), "param_groups": metadata["groups"]})
     state.generator.set_state(tensors["generator"])
     state.window = Window(tensors["window.load"], tensors["window.selected"], **metadata["window"])
     state.step = metadata["step"]

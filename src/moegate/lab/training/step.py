@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moegate.balance import losses
+from moegate.balance.controllers import BiasController
 from moegate.estimators import annealed
 from moegate.lab.training.balancing import balance_strategy
 from moegate.lab.training.building import anneal, routed_layers
@@ -38,8 +39,7 @@ def train_step(state: TrainState, config: TrainConfig, batch: Batch) -> StepLoss
     trainable = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     torch.nn.utils.clip_grad_norm_(trainable, config.clip_norm)
     state.optimizer.step()
-    for controller, layer in zip(state.controllers, routed_layers(state.model), strict=False):
-        controller.update(layer.gate.e_score_correction_bias)
+    _update_biases(state)
     result = StepLosses(*(sum(values) / len(parts) for values in zip(*parts, strict=True)))
     if not torch.tensor(result.task).isfinite():
         raise ValueError(
@@ -56,9 +56,7 @@ def _set_schedules(state: TrainState, config: TrainConfig) -> None:
     )
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    temperature = annealed(
-        state.step, start=config.temperature_start, end=config.temperature_end, steps=config.steps
-    )
+    temperature = annealed(state.step, start=config.temperature_start, end=config.temperature_end, steps=config.steps)
     anneal(state.model, temperature)
 
 
@@ -71,9 +69,20 @@ def _micro_step(state: TrainState, config: TrainConfig, batch: Batch) -> StepLos
         total = total + config.z_loss * torch.stack([losses.router_z(routing) for routing in routings]).sum()
     (total / config.accumulate).backward()
     state.window.add_routings(routings)
-    for controller, routing in zip(state.controllers, routings, strict=False):
+    for controller, routing in zip(_controllers(state), routings, strict=False):
         controller.observe(routing)
     return StepLosses(float(task.detach()), float(balance.detach()))
+
+
+def _controllers(state: TrainState) -> list[BiasController]:
+    return [controller for controller in state.controllers if isinstance(controller, BiasController)]
+
+
+def _update_biases(state: TrainState) -> None:
+    for controller, layer in zip(_controllers(state), routed_layers(state.model), strict=False):
+        bias = layer.gate.e_score_correction_bias
+        assert bias is not None, "a gate with a controller is built with a bias"
+        controller.update(bias)
 
 
 def balance_loss(config: TrainConfig, routings: Sequence[Routing]) -> Tensor:

@@ -1,7 +1,8 @@
 """The two tasks of the lab: what a batch is, what is evaluated, and how the result is expressed."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from moegate.lab.data.batches import (
     image_evaluation_batches,
     text_evaluation_batches,
 )
+from moegate.lab.data.seeding import generator_at
 from moegate.lab.training.config import TrainConfig
 
 IMAGE_SIDE = 28
@@ -77,13 +79,16 @@ class ImageTask:
     domains = tuple(str(digit) for digit in range(images.NUM_CLASSES))
 
     def __init__(self, config: TrainConfig) -> None:
+        self._config = config
         self._data = images.load()
         self._threshold = coarse(self._data.train.images).mean(dim=0)
         self._batches = ImageBatches(self._data.train, batch_size=config.batch_size, seed=config.seed)
 
     def batch(self, step: int) -> Batch:
-        """Return the shuffled batch of a step."""
-        return self._make(self._batches.batch(step))
+        """Return the shuffled batch of a step, each image moved by a random whole number of pixels."""
+        drawn = self._batches.batch(step)
+        generator = generator_at("shift", self._config.seed, step)
+        return self._make(drawn._replace(images=shifted(drawn.images, self._config.image_shift, generator)))
 
     def evaluation(self) -> Iterator[Batch]:
         """Yield the 1,000 test images, the classes mixed.
@@ -115,6 +120,22 @@ class ImageTask:
     def _make(self, batch: ImageBatch) -> Batch:
         codes = image_codes(batch.images, self._threshold)
         return Batch(batch.images, batch.labels, codes, batch.labels)
+
+
+def shifted(pixels: Tensor, furthest: int, generator: torch.Generator) -> Tensor:
+    """Return images `[B, 784]`, each moved by up to `furthest` pixels up or down and left or right, zeros moved in.
+
+    4,000 digits are few: without it every model here learns them by heart, and its size hardly matters.
+
+    Example:
+        >>> shifted(torch.ones(2, 784), 0, torch.Generator()).equal(torch.ones(2, 784))
+        True
+    """
+    padded = F.pad(pixels.view(-1, IMAGE_SIDE, IMAGE_SIDE), (furthest,) * 4)
+    moves_2B = torch.randint(0, 2 * furthest + 1, (2, len(padded)), generator=generator)
+    row_BH, column_BW = moves_2B[:, :, None] + torch.arange(IMAGE_SIDE)
+    image_B = torch.arange(len(padded))
+    return padded[image_B[:, None, None], row_BH[:, :, None], column_BW[:, None, :]].flatten(1)
 
 
 def coarse(pixels: Tensor) -> Tensor:
@@ -164,8 +185,15 @@ class TextTask:
         return _text_batch(self._batches.batch(step))
 
     def evaluation(self) -> Iterator[Batch]:
-        """Yield fixed windows of the validation text of each domain."""
-        return self._windows(self._config.evaluation_windows, EVALUATION_BATCH["text"])
+        """Yield fixed windows of the validation text of each domain, the domains mixed as in training.
+
+        A batch of one domain would crowd the experts of that domain, and capacity would drop what it never drops
+        in a mixed batch.
+        """
+        windows = in_turns(self._windows(self._config.evaluation_windows))
+        for first in range(0, len(windows), EVALUATION_BATCH["text"]):
+            chosen = windows[first : first + EVALUATION_BATCH["text"]]
+            yield Batch(*(torch.cat(tensors) for tensors in zip(*chosen, strict=True)))
 
     def score(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the bits that each byte costs."""
@@ -174,18 +202,37 @@ class TextTask:
 
     def view(self) -> list[tuple[Batch, dict[str, Any]]]:
         """Return two windows of each domain, a byte a token."""
-        windows = self._windows(WINDOWS_SHOWN, batch_size=1)
         return [
             (window, {"domain": self.domains[int(window.domain)], "tokens": byte_tokens(window.inputs[0])})
-            for window in windows
+            for window in self._windows(WINDOWS_SHOWN)
         ]
 
-    def _windows(self, per_domain: int, batch_size: int) -> Iterator[Batch]:
-        length = self._config.sequence_length
-        for batch in text_evaluation_batches(
-            self._corpus, batch_size=batch_size, sequence_length=length, windows_per_domain=per_domain
-        ):
-            yield _text_batch(batch)
+    def _windows(self, per_domain: int) -> list[Batch]:
+        batches = text_evaluation_batches(
+            self._corpus,
+            batch_size=1,
+            sequence_length=self._config.sequence_length,
+            windows_per_domain=per_domain,
+        )
+        return [_text_batch(batch) for batch in batches]
+
+
+def in_turns(windows: Sequence[Batch]) -> list[Batch]:
+    """Return windows of one domain each so that the domains take turns.
+
+    Example:
+        >>> def window(domain):
+        ...     return Batch(*[torch.zeros(1, 2)] * 3, torch.tensor([domain]))
+        >>> [int(window.domain) for window in in_turns([window(0), window(0), window(1), window(1)])]
+        [0, 1, 0, 1]
+    """
+    seen: Counter[int] = Counter()
+    turns = []
+    for window in windows:
+        domain = int(window.domain)
+        turns.append((seen[domain], domain))
+        seen[domain] += 1
+    return [windows[place] for place in sorted(range(len(windows)), key=turns.__getitem__)]
 
 
 def _text_batch(batch: TextBatch) -> Batch:

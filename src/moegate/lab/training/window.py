@@ -66,18 +66,19 @@ class Window:
 
 
 def balance_numbers(load_LE: Tensor, selected_LE: Tensor) -> dict[str, list[float]]:
-    """Return MaxVio, utilisation and drop rate of each layer from its loads.
+    """Return MaxVio, utilisation and drop rate of each layer from its loads, after and before dropping.
 
-    Utilisation is the share of experts that received a token; the drop rate is the share of assignments lost.
+    MaxVio is that of the choice: dropping would hide it. Utilisation is the share of experts that were chosen, the
+    drop rate the share of assignments lost.
 
     Example:
         >>> balance_numbers(torch.tensor([[3, 1, 0, 0]]), torch.tensor([[4, 1, 0, 0]]))
-        {'max_violation': [2.0], 'utilization': [0.5], 'drop_rate': [0.2]}
+        {'max_violation': [2.2], 'utilization': [0.5], 'drop_rate': [0.2]}
     """
     chosen_L = selected_LE.sum(dim=1)
     lost_L = chosen_L - load_LE.sum(dim=1)
     return {
-        "max_violation": [metrics.max_violation(load) for load in load_LE],
-        "utilization": [metrics.used_fraction(load) for load in load_LE],
+        "max_violation": [metrics.max_violation(load) for load in selected_LE],
+        "utilization": [metrics.used_fraction(load) for load in selected_LE],
         "drop_rate": (lost_L.double() / chosen_L.clamp(min=1)).tolist(),
     }

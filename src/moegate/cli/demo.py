@@ -1,0 +1,95 @@
+"""`moegate demo`: in some minutes from nothing to the K table and a page that shows what the router did."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from moegate.cli.sweep import run_and_print
+
+LANGUAGE_MODEL = {"num_layers": 2, "evaluation_windows": 8}
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="Runs of each variant in the K table.")] = 3,
+    image_steps: Annotated[int, typer.Option(help="Optimizer steps of each image model.")] = 600,
+    text_steps: Annotated[int, typer.Option(help="Optimizer steps of the language model.")] = 400,
+) -> None:
+    """Train a language model and image models with K = 1, 2, 4, 8 on real data; print the table, write the page.
+
+    Some four minutes on two cores. Called again, it goes on where it was stopped.
+    """
+    from moegate.report import write_report
+
+    console = Console()
+    _say(console, "1/3  A language model, 2 of 8 experts a byte, on prose in several languages and on code")
+    train_language_model(output / "language_model", text_steps, console)
+    _say(console, "2/3  Digit classifiers with K = 1, 2, 4, 8 of 8 experts, beside dense and frozen-gate controls")
+    sweep_digits(output / "k_sweep", image_steps, seeds, console)
+    page = write_report([output / "k_sweep", output / "language_model"], output / "report.html")
+    _say(console, f"3/3  The page: open {page.resolve()} in a browser.")
+
+
+def train_language_model(directory: Path, steps: int, console: Console) -> None:
+    """Train the demo's language model, or what is left of it.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+        typer.Exit: the run was interrupted.
+    """
+    from moegate.lab.training import Interrupted, RunOptions, TrainConfig, train
+    from moegate.lab.training.progress import make_reporter
+
+    config = TrainConfig.create(task="text", steps=steps, **LANGUAGE_MODEL)
+    reporter = make_reporter(console)
+    try:
+        train(config, directory, RunOptions(resume=True, reporter=reporter, title="language model K=2"))
+    except (Interrupted, KeyboardInterrupt):
+        reporter.close()
+        _say(console, "Stopped. Go on with the same command.")
+        raise typer.Exit(130) from None
+    finally:
+        reporter.close()
+
+
+def sweep_digits(directory: Path, steps: int, seeds: int, console: Console) -> None:
+    """Train the K sweep of the demo, or what is left of it, and print its table.
+
+    Raises:
+        ValueError: the folder holds a sweep with other settings.
+        typer.Exit: the sweep was interrupted.
+    """
+    from moegate.lab.sweep import Axes, SweepPlan
+
+    axes = Axes((1, 2, 4, 8), ("topk",), ("aux",), seeds, ("dense", "frozen"))
+    with one_thread():
+        plan = SweepPlan("image", axes, {"steps": steps}, command="moegate demo")
+        run_and_print(plan, directory, resume=True, console=console)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread: the image models are too small to share out.
+
+    Example:
+        >>> import torch
+        >>> with one_thread():
+        ...     torch.get_num_threads()
+        1
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
