@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moegate.parts import Part, check_choice, check_positive, family_of
+from moegate.records import EMPTY
 from moegate.scoring import gather_slots
 from moegate.weighting import Weighting
 
@@ -171,7 +172,9 @@ class Relaxed(Estimator):
     ) -> tuple[Tensor, Tensor]:
         membership_TE = relaxed_top_k(noisy_logits_TE, index_TK.shape[-1], self.temperature)
         all_experts_TE = torch.arange(scores_TE.shape[-1], device=index_TK.device).expand(scores_TE.shape)
-        return all_experts_TE, weighting.weigh(membership_TE * scores_TE)
+        # A token without any chosen expert is masked, and stays without.
+        masked_T1 = (index_TK < 0).all(dim=-1, keepdim=True)
+        return all_experts_TE.masked_fill(masked_T1, EMPTY), weighting.weigh(membership_TE * scores_TE)
 
 
 ESTIMATORS = family_of(StraightThrough, Relaxed)

@@ -32,7 +32,7 @@ class DensePlan(Plan):
 
     def scatter(self, rows_RD: Tensor) -> Tensor:
         wide = torch.float64 if rows_RD.dtype == torch.float64 else torch.float32
-        rows_ETD = rows_RD.to(wide).view(self.weight.shape[1], self.num_tokens, -1)
+        rows_ETD = rows_RD.to(wide).view(self.weight.shape[1], self.num_tokens, rows_RD.shape[1])
         share_TE = self.sent.to(wide) if self.weight_input else self.weight.to(wide)
         return torch.einsum("etd,te->td", rows_ETD, share_TE).to(rows_RD.dtype)
 

@@ -30,7 +30,7 @@ class SoftPlan(Plan):
         combine_BNS = self._by_sequence(self.mixture.combine)
         shape = (self.counts.shape[0], self.mixture.num_segments, -1, rows_RD.shape[1])
         slots_BSD = rows_RD.to(combine_BNS.dtype).view(shape).transpose(0, 1).flatten(1, 2)
-        return (combine_BNS @ slots_BSD).reshape(self.num_tokens, -1).to(rows_RD.dtype)
+        return (combine_BNS @ slots_BSD).reshape(self.num_tokens, rows_RD.shape[1]).to(rows_RD.dtype)
 
     def _by_sequence(self, values: Tensor) -> Tensor:
         length = self.num_tokens // self.mixture.num_segments
