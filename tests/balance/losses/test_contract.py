@@ -1,6 +1,7 @@
 """What every loss of a routing promises: no NaN without tokens, no trace of padding, right gradients."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,20 @@ def test_padding_leaves_no_trace(loss: Loss, padding: float) -> None:
     for value in losses_of:
         value.backward()
     torch.testing.assert_close(bad.grad, good.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", [losses.router_z, losses.load_cv])
+def test_padding_of_a_routing_recorded_elsewhere_leaves_no_trace(loss: Loss) -> None:
+    """`moegate.route` clears the logits of padding; a record made by another system may hold anything there."""
+    mask = torch.tensor([True] * 6 + [False] * 3)
+    routing = routed(torch.randn(9, 4), mask)
+    names = ("logits", "noisy_logits", "noise_scale")
+    broken = {name: getattr(routing, name).masked_fill(~mask[:, None], float("nan")) for name in names}
+    logits = broken["logits"].requires_grad_()
+    value = loss(replace(routing, **broken))
+    value.backward()
+    assert value.item() == loss(routing).item()
+    assert torch.isfinite(logits.grad).all() and not logits.grad[6:].any()
 
 
 @every_loss
