@@ -120,7 +120,9 @@ class SqrtSoftplus(Score):
         body_TE = logits_TE.masked_fill(in_tail_TE, 0.0)
         decay_TE = torch.where(body_TE >= 0, -body_TE, body_TE).exp()
         softplus_TE = torch.where(body_TE >= 0, body_TE, 0.0) + decay_TE.log1p()
-        return torch.where(in_tail_TE, (logits_TE / 2).exp(), softplus_TE.sqrt())
+        # Outside the tail its exponential could overflow, and an infinite branch not taken still spoils the gradient.
+        tail_TE = logits_TE.masked_fill(~in_tail_TE, 0.0)
+        return torch.where(in_tail_TE, (tail_TE / 2).exp(), softplus_TE.sqrt())
 
 
 @dataclass(frozen=True, repr=False)
