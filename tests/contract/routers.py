@@ -1,0 +1,57 @@
+"""Every recipe, fitted to 16 experts, and ``routed``, which hands each rule the inputs that it asks for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import moegate
+from moegate import recipes
+from moegate.noise import LearnedNoise
+from moegate.records import Routing
+from moegate.rule import RoutingRule
+from moegate.selection import ExpertChoice, Hash, SoftSlots
+
+NUM_EXPERTS = 16
+
+RULES: dict[str, RoutingRule] = {name: recipes.get(name)() for name in recipes.names()} | {
+    "deepseek_v2": recipes.deepseek_v2(3, num_groups=4, groups_kept=2),
+    "deepseek_v3": recipes.deepseek_v3(3, num_groups=4, groups_kept=2),
+    "soft_moe": recipes.soft_moe(slots_per_expert=2),
+    "hash_routing": recipes.hash_routing(top_k=2),
+    "gumbel_topk, relaxed": recipes.gumbel_topk(relaxed=True),
+    "identity": RoutingRule(moegate.selection.TopK(3), score=moegate.scoring.Identity()),
+    "reroute": RoutingRule(
+        moegate.selection.TopK(2),
+        weighting=moegate.Weighting(renormalize=True),
+        capacity=moegate.Capacity(1.0, overflow="reroute"),
+    ),
+}
+"""Their selections need no more than 8 experts; ``soft_moe`` takes the 16 logits for 8 experts of 2 slots."""
+
+
+def is_row_wise(rule: RoutingRule) -> bool:
+    """Whether a token's experts depend on nothing but the token."""
+    return rule.capacity is None and not isinstance(rule.selection, ExpertChoice | SoftSlots)
+
+
+def without_capacity(rule: RoutingRule) -> RoutingRule:
+    return rule if rule.capacity is None else rule.replace(capacity=None)
+
+
+ROW_WISE = {name: without_capacity(rule) for name, rule in RULES.items() if is_row_wise(without_capacity(rule))}
+SPARSE = {name: rule for name, rule in RULES.items() if not isinstance(rule.selection, SoftSlots)}
+FIXED_K = {
+    name: rule
+    for name, rule in ROW_WISE.items()
+    if isinstance(rule.selection, moegate.selection.TopK | moegate.selection.GroupedTopK)
+}
+
+
+def routed(logits: Tensor, rule: RoutingRule, **inputs: Any) -> Routing:
+    """``moegate.route``, with token ids for a hash and a noise scale for a learned noise."""
+    if isinstance(rule.selection, Hash) and "token_ids" not in inputs:
+        inputs["token_ids"] = torch.arange(logits[..., 0].numel()).view(logits.shape[:-1])
+    if isinstance(rule.noise, LearnedNoise) and inputs.get("training"):
+        inputs.setdefault("noise_scale", torch.full_like(logits, 0.5))
+    return moegate.route(logits, rule, **inputs)
