@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moegate.ops.ordered_topk import ordered_topk
-from moegate.parts import Part, check_choice, check_positive, check_positive_integer
+from moegate.parts import Part, check_choice, check_integer, check_positive, check_positive_integer
 from moegate.records import EMPTY, count_assignments
 
 _DROP_ORDERS = ("position", "weight", "random", "batch_priority")
@@ -26,7 +26,7 @@ def capacity(
     """The most assignments that one expert takes: ``ceil(num_tokens · top_k / num_experts · capacity_factor)``.
 
     The factor is taken as the decimal number that it prints as, so that 100 tokens, 10 experts and a factor of 1.1
-    give 11, where binary arithmetic would give 12.
+    give 11, where binary arithmetic would give 12; past six decimals it is the nearest simple fraction, such as 4/3.
 
     Args:
         num_tokens: real tokens in the batch.
@@ -49,14 +49,12 @@ def capacity(
     """
     for name, value in (("num_experts", num_experts), ("top_k", top_k), ("multiple_of", multiple_of)):
         check_positive_integer(name, value)
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
-        raise TypeError(f"num_tokens must be an integer, got {num_tokens!r}.")
-    if num_tokens < 0:
-        raise ValueError(f"num_tokens must not be negative, got {num_tokens}.")
+    check_integer("num_tokens", num_tokens, least=0)
+    check_integer("min_capacity", min_capacity)
     if min_capacity < 1:
         raise ValueError(f"min_capacity must be at least 1, got {min_capacity}: an expert without room is never used.")
     check_positive("capacity_factor", capacity_factor)
-    share = Fraction(str(capacity_factor)) * top_k / num_experts
+    share = _share(num_experts, capacity_factor, top_k)
     wanted = max(min_capacity, -(-num_tokens * share.numerator // share.denominator))
     return -(-wanted // multiple_of) * multiple_of
 
@@ -75,9 +73,14 @@ def capacity_of_real_tokens(
         >>> capacity_of_real_tokens(torch.tensor([64, 32]), 8, 1.25).tolist()
         [10, 5]
     """
-    share = Fraction(str(capacity_factor)) * top_k / num_experts
+    share = _share(num_experts, capacity_factor, top_k)
     wanted = -(-real_tokens * share.numerator // share.denominator)
     return -(-wanted.clamp(min=min_capacity) // multiple_of) * multiple_of
+
+
+def _share(num_experts: int, capacity_factor: float, top_k: int) -> Fraction:
+    """An expert's places per token; all the decimals of a factor such as 4/3 would overflow int64."""
+    return Fraction(str(capacity_factor)).limit_denominator(1_000_000) * top_k / num_experts
 
 
 @dataclass(frozen=True, repr=False)

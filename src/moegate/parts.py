@@ -69,12 +69,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(options)}."
 
 
-def check_positive_integer(name: str, value: object) -> None:
-    """Raises unless ``value`` is an integer of at least 1."""
+def check_integer(name: str, value: object, least: int | None = None) -> None:
+    """Raises unless ``value`` is an integer, of at least ``least`` if that is given."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Raises unless ``value`` is an integer of at least 1."""
+    check_integer(name, value, least=1)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises unless ``value`` is a number; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if value != value:  # noqa: PLR0124 - only NaN differs from itself
+        raise ValueError(f"{name} must be a number, got {value}.")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

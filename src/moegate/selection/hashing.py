@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from moegate.arguments import check_device
 from moegate.ops.ordered_topk import topk_by_key
-from moegate.parts import check_positive_integer
+from moegate.parts import check_integer, check_positive_integer
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
 
 
@@ -33,6 +34,7 @@ class Hash(Selection):
 
     def __post_init__(self) -> None:
         check_positive_integer("top_k", self.top_k)
+        check_integer("seed", self.seed)
 
     def check(self, num_experts: int) -> None:
         check_top_k(self.top_k, num_experts)
@@ -43,16 +45,26 @@ class Hash(Selection):
                 "Hash routing goes by token ids: pass token_ids, one integer a token, "
                 "to route(...) or to the layer's forward."
             )
-        num_experts = candidates.ranking.shape[-1]
+        num_experts, ids_T = candidates.ranking.shape[-1], candidates.token_ids
+        if candidates.token_mask is not None:
+            # Padding often holds an id, such as -100, that no table has.
+            ids_T = ids_T.masked_fill(~candidates.token_mask, 0)
         if candidates.hash_table is None:
-            return Selected(hashed_experts(candidates.token_ids, num_experts, self.top_k, self.seed))
-        return Selected(self._look_up(candidates.token_ids, candidates.hash_table, num_experts))
+            return Selected(hashed_experts(ids_T, num_experts, self.top_k, self.seed))
+        self._check_table(candidates.hash_table, ids_T)
+        return Selected(self._look_up(ids_T, candidates.hash_table, num_experts))
 
-    def _look_up(self, token_ids_T: Tensor, table_VK: Tensor, num_experts: int) -> Tensor:
+    def _check_table(self, table_VK: object, like: Tensor) -> None:
+        if not isinstance(table_VK, Tensor) or table_VK.is_floating_point() or table_VK.dtype == torch.bool:
+            got = table_VK.dtype if isinstance(table_VK, Tensor) else type(table_VK).__name__
+            raise TypeError(f"hash_table must be an integer tensor [vocabulary, top_k={self.top_k}], got {got}.")
         if table_VK.ndim != 2 or table_VK.shape[1] != self.top_k:
             raise ValueError(
                 f"hash_table must have the shape [vocabulary, top_k={self.top_k}], got {tuple(table_VK.shape)}."
             )
+        check_device("hash_table", table_VK, like)
+
+    def _look_up(self, token_ids_T: Tensor, table_VK: Tensor, num_experts: int) -> Tensor:
         if torch.compiler.is_compiling() or token_ids_T.numel() == 0:
             return table_VK[token_ids_T].to(torch.int64)
         if int(token_ids_T.min()) < 0 or int(token_ids_T.max()) >= table_VK.shape[0]:
@@ -63,6 +75,9 @@ class Hash(Selection):
         index_TK = table_VK[token_ids_T].to(torch.int64)
         if int(index_TK.min()) < 0 or int(index_TK.max()) >= num_experts:
             raise ValueError(f"hash_table names experts outside 0..{num_experts - 1}.")
+        sorted_TK = index_TK.sort(dim=-1).values
+        if bool((sorted_TK[:, 1:] == sorted_TK[:, :-1]).any()):
+            raise ValueError("hash_table names an expert twice for the same token id: each row needs distinct experts.")
         return index_TK
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from moegate.ops.ordered_topk import ordered_topk
-from moegate.parts import check_positive_integer
+from moegate.parts import check_integer, check_number, check_positive_integer
 from moegate.records import EMPTY
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
 
@@ -32,8 +32,8 @@ class Threshold(Selection):
     max_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.min_k < 0:
-            raise ValueError(f"min_k must not be negative, got {self.min_k}.")
+        check_number("threshold", self.threshold)
+        check_integer("min_k", self.min_k, least=0)
         if self.max_k is not None:
             check_positive_integer("max_k", self.max_k)
             if self.max_k < self.min_k:
