@@ -188,7 +188,8 @@ def test_make_help_lists_every_verb() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("no make on this machine")
-    shown = subprocess.run([make, "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    command = [make, "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
     assert phony is not None
     assert {line.split()[1] for line in shown.splitlines()} == set(phony[1].split())

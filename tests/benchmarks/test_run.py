@@ -51,26 +51,20 @@ def test_every_case_is_checked_timed_and_kept(bench: dict[str, ModuleType], tmp_
 
 def test_wrong_indices_are_not_timed(bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench["plain"].route
-    monkeypatch.setattr(
-        bench["plain"], "route", lambda logits, k: (right(-logits, k)[0], right(logits, k)[1])
-    )
+    monkeypatch.setattr(bench["plain"], "route", lambda logits, k: (right(-logits, k)[0], right(logits, k)[1]))
     with pytest.raises(SystemExit, match="plain route chose other experts"):
         bench["run"].measure(bench["cases"].all_cases()[0], rounds=1)
 
 
 def test_wrong_weights_are_not_timed(bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench["plain"].route
-    monkeypatch.setattr(
-        bench["plain"], "route", lambda logits, k: (right(logits, k)[0], right(logits, k)[1] * 1.001)
-    )
+    monkeypatch.setattr(bench["plain"], "route", lambda logits, k: (right(logits, k)[0], right(logits, k)[1] * 1.001))
     with pytest.raises(SystemExit, match="a weight is off"):
         bench["run"].measure(bench["cases"].all_cases()[0], rounds=1)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_wrong_layer_is_not_timed(
-    number: int, bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_layer_is_not_timed(number: int, bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench["plain"].mixture
     monkeypatch.setattr(bench["plain"], "mixture", lambda *args: right(*args) * 1.001)
     with pytest.raises(SystemExit, match="an output is off"):
@@ -79,9 +73,7 @@ def test_a_wrong_layer_is_not_timed(
 
 def test_a_wrong_gradient_is_not_timed(bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench["plain"].mixture
-    monkeypatch.setattr(
-        bench["plain"], "mixture", lambda hidden, *rest: right(hidden.detach(), *rest) + 0 * hidden
-    )
+    monkeypatch.setattr(bench["plain"], "mixture", lambda hidden, *rest: right(hidden.detach(), *rest) + 0 * hidden)
     with pytest.raises(SystemExit, match="a gradient is off"):
         bench["run"].measure(bench["cases"].all_cases()[2], rounds=1)
 

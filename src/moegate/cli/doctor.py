@@ -115,11 +115,7 @@ def machine_table(facts: dict[str, Any]) -> Table:
     table.add_row("torch CPU kernels", processor["torch_capability"])
     table.add_row("torch threads", f"{threads['intra_op']} intra-op, {threads['inter_op']} inter-op")
     for gpu in facts["gpus"] or [None]:
-        text = (
-            "none"
-            if gpu is None
-            else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
-        )
+        text = "none" if gpu is None else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
         table.add_row("GPU", text)
     return table
 
