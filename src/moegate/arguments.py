@@ -21,6 +21,14 @@ def check_logits(logits: object) -> None:
         )
 
 
+def check_hidden(hidden: object, hidden_size: int) -> None:
+    """Raises unless ``hidden`` is a floating-point tensor with a last dimension of ``hidden_size``."""
+    if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
+        raise TypeError(f"hidden must be a floating-point tensor [..., {hidden_size}], got {_describe(hidden)}.")
+    if hidden.ndim == 0 or hidden.shape[-1] != hidden_size:
+        raise ValueError(f"hidden must be [..., {hidden_size}], got {tuple(hidden.shape)}.")
+
+
 def flat_tokens(name: str, values: Tensor | None, batch_shape: tuple[int, ...], like: Tensor) -> Tensor | None:
     """``values``, one per token, flattened to ``[T]``; None stays None. Raises when the shape or device is another."""
     if values is None:

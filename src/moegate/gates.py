@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moegate.arguments import check_hidden
 from moegate.parts import check_choice, check_positive, check_positive_integer
 
 __all__ = ["CosineGate", "Gate", "LinearGate", "MLPGate", "NoisyLinearGate", "NormedGate", "ResidualGate"]
@@ -57,7 +58,7 @@ class Gate(nn.Module):
             hidden: ``[..., D]``.
             previous_logits: ``[..., E]``, the logits of the layer before; only ``ResidualGate`` reads them.
         """
-        self._check_hidden(hidden)
+        check_hidden(hidden, self.hidden_size)
         with torch.autocast(hidden.device.type, enabled=False):
             return self.logits(self._widened(hidden)).to(_at_least_float32(hidden.dtype))
 
@@ -74,10 +75,6 @@ class Gate(nn.Module):
 
     def _wide(self, parameter: Tensor, like: Tensor) -> Tensor:
         return parameter.to(like.dtype)
-
-    def _check_hidden(self, hidden: Tensor) -> None:
-        if hidden.shape[-1] != self.hidden_size:
-            raise ValueError(f"hidden must be [..., {self.hidden_size}], got {tuple(hidden.shape)}.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
         """Moves and converts as every module does, except that the selection bias keeps its float32 values."""
@@ -132,7 +129,7 @@ class NoisyLinearGate(LinearGate):
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def noise_scale(self, hidden: Tensor) -> Tensor:
-        self._check_hidden(hidden)
+        check_hidden(hidden, self.hidden_size)
         with torch.autocast(hidden.device.type, enabled=False):
             wide = self._widened(hidden)
             scale = functional.softplus(functional.linear(wide, self._wide(self.noise_weight, wide))) + 1e-2

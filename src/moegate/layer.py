@@ -3,12 +3,12 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from moegate.arguments import as_generator, flat_mask
+from moegate.arguments import as_generator, check_hidden, flat_mask
 from moegate.dispatch import METHODS, combine, dispatch
 from moegate.experts import Experts, SharedExperts
 from moegate.gates import Gate, LinearGate
 from moegate.noise import LearnedNoise
-from moegate.parts import check_choice
+from moegate.parts import check_choice, check_integer
 from moegate.records import Routing
 from moegate.routing import route
 from moegate.rule import RoutingRule
@@ -74,6 +74,9 @@ class MoE(nn.Module):
         self.gate = LinearGate(hidden_size, num_logits, correction_bias=correction_bias) if gate is None else gate
         if self.gate.num_experts != num_logits:
             raise ValueError(f"The gate gives {self.gate.num_experts} logits, but {num_logits} are needed.")
+        if self.gate.hidden_size != hidden_size:
+            raise ValueError(f"The gate takes hidden states of {self.gate.hidden_size}, but hidden_size={hidden_size}.")
+        check_integer("num_shared_experts", num_shared_experts, least=0)
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation)
         self.shared_experts = (
             SharedExperts(hidden_size, num_shared_experts * intermediate_size, activation)
@@ -152,6 +155,7 @@ class MoE(nn.Module):
 
     def _tokens(self, hidden: Tensor, token_mask: Tensor | None) -> Tensor:
         """``[T, D]``; masked tokens become 0: whatever padding holds must reach neither an output nor a gradient."""
+        check_hidden(hidden, self.gate.hidden_size)
         tokens_TD = hidden.reshape(-1, hidden.shape[-1])
         mask_T = flat_mask(token_mask, tuple(hidden.shape[:-1]), hidden)
         return tokens_TD if mask_T is None else tokens_TD.masked_fill(~mask_T[:, None], 0.0)

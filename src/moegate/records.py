@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moegate.probability import normalized
+
 EMPTY = -1
 """The expert index of a slot that holds no expert."""
 
@@ -62,6 +64,8 @@ class Routing:
         selected_index: ``[T, K]``, the choice before capacity dropped anything from it.
         token_mask: ``[T]`` bool, True for a real token; None when all tokens are real.
         noisy_logits: ``[T, E]``, the logits after noise; None when nothing was drawn.
+        shares: ``[T, E]``, what ``probabilities`` normalises when the scores themselves can't be (identity scores,
+            which may be negative); None when it is the scores.
         noise_scale: ``[T, E]``, the standard deviation of a learned noise; None otherwise.
         slots: the slot mixture of a soft routing; None for all others.
 
@@ -82,6 +86,7 @@ class Routing:
     selected_index: Tensor
     token_mask: Tensor | None = None
     noisy_logits: Tensor | None = None
+    shares: Tensor | None = None
     noise_scale: Tensor | None = None
     slots: SlotMixture | None = None
 
@@ -117,15 +122,12 @@ class Routing:
         """``[T, E]``: the scores of each token normalised to sum to 1; the rows of masked tokens are 0.
 
         Softmax scores are already normalised. Sigmoid, sqrt-softplus and ReLU scores are divided by their sum;
-        a row without any positive score becomes uniform.
+        a row without any positive score becomes uniform. Identity scores, which are logits, go through a softmax.
         """
-        total_T1 = self.scores.sum(dim=-1, keepdim=True)
-        uniform = 1.0 / self.num_experts
-        # NaN > 0 is False, but a NaN score must not be hidden: only a sum of exactly zero is replaced.
-        shares_TE = torch.where(total_T1 == 0, uniform, self.scores / total_T1.masked_fill(total_T1 == 0, 1.0))
+        probabilities_TE = normalized(self.scores if self.shares is None else self.shares)
         if self.token_mask is None:
-            return shares_TE
-        return shares_TE.masked_fill(~self.token_mask[:, None], 0.0)
+            return probabilities_TE
+        return probabilities_TE.masked_fill(~self.token_mask[:, None], 0.0)
 
     def edges(self) -> Edges:
         """The assignments as a list ``(token, expert, weight)``, ordered by token, then by slot.

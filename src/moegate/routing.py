@@ -79,6 +79,7 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     candidates = Candidates(
         logits=noisy_TE,
         scores=scores_TE,
+        shares=rule.score.shares(noisy_TE, scores_TE),
         selection_scores=selection_scores_TE,
         ranking=ranking_TE,
         token_mask=mask_T,
@@ -106,6 +107,7 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         selected_index=index_TK,
         token_mask=mask_T,
         noisy_logits=None if noisy_TE is logits_TE else noisy_TE,
+        shares=None if candidates.shares is scores_TE else candidates.shares,
         noise_scale=noise_scale_TE,
     )
     return routing if rule.capacity is None else _limited(routing, rule.capacity, candidates, assign)

@@ -28,6 +28,10 @@ class Score(Part):
         """``[T, E]`` scores of ``[T, E]`` logits."""
         raise TypeError(f"{type(self).__name__} is abstract: choose one of {', '.join(SCORES)}.")
 
+    def shares(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
+        """``[T, E]`` non-negative numbers that make a token's probabilities when divided by their sum."""
+        return scores_TE
+
     def selection_scores(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
         """``[T, E]``: what a selection bias is added to."""
         return scores_TE
@@ -139,6 +143,10 @@ class Identity(Score):
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE
+
+    def shares(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
+        # A logit may be negative, so it is no share of anything; its softmax is.
+        return logits_TE.softmax(dim=-1)
 
 
 @dataclass(frozen=True, repr=False)

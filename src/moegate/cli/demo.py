@@ -19,7 +19,7 @@ def demo(
     image_steps: Annotated[int, typer.Option(help="Optimizer steps of each image model.")] = 600,
     text_steps: Annotated[int, typer.Option(help="Optimizer steps of the language model.")] = 400,
 ) -> None:
-    """Train a language model and image models with K = 1, 2, 4, 8 on real data; print the table, write the page.
+    """Train on real data, compare K = 1, 2, 4, 8, and open a page that shows what the router did.
 
     Some four minutes on two cores. Called again, it goes on where it was stopped.
     """

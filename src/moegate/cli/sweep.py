@@ -25,9 +25,9 @@ def sweep(
     resume: Annotated[bool, option("Continue the sweep in the folder.", "--resume")] = False,
     threads: Annotated[int | None, option("Threads of PyTorch; default: all cores.")] = None,
 ) -> None:
-    """Train every combination of the axes and print the table: mean ± 95 % interval over seeds.
+    """Compare routers, values of K and balancing methods over several seeds.
 
-    Writes table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished
+    Every combination of the axes is trained; the table shows mean ± 95 % interval over seeds. Writes table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished
     runs are kept.
     """
     from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list

@@ -50,9 +50,9 @@ def train(
     evaluation_windows: Annotated[int | None, option("Windows of each domain to evaluate (text).")] = None,
     corpus: Annotated[str | None, option("Folder with one subfolder a domain (text).")] = None,
 ) -> None:
-    """Train and evaluate one model; write metrics, checkpoints and the evaluation into a folder.
+    """Train one MoE model and write its run folder.
 
-    Ctrl-C writes a checkpoint; the same command with --resume goes on to the same numbers.
+    It holds metrics, checkpoints and the evaluation. Ctrl-C writes a checkpoint; the same command with --resume goes on to the same numbers.
     """
     settings = {name: value for name, value in locals().items() if value is not None}
     for name in ("output", "config", "resume", "logger", "threads"):

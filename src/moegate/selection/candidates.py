@@ -16,6 +16,7 @@ class Candidates:
     Attributes:
         logits: ``[T, E]`` after noise.
         scores: ``[T, E]`` unbiased.
+        shares: ``[T, E]``, what a token's probabilities are made of when divided by their sum; mostly the scores.
         selection_scores: ``[T, E]`` scores (or logits, for a softmax after the selection) plus the bias.
         ranking: ``[T, E]`` what to order by: the logits where the score is monotone and there is no bias,
             otherwise the selection scores.
@@ -29,6 +30,7 @@ class Candidates:
 
     logits: Tensor
     scores: Tensor
+    shares: Tensor
     selection_scores: Tensor
     ranking: Tensor
     token_mask: Tensor | None

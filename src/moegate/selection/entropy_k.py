@@ -7,9 +7,9 @@ import torch
 
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.parts import check_positive_integer
+from moegate.probability import entropy, normalized
 from moegate.records import EMPTY
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
-from moegate.selection.probability import entropy, normalized
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +33,9 @@ class EntropyK(Selection):
     counts: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
+        for name in ("thresholds", "counts"):
+            # A list would leave the rule without a hash.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.counts) != len(self.thresholds) + 1:
             raise ValueError(
                 f"{len(self.thresholds)} thresholds make {len(self.thresholds) + 1} steps, but counts has "
@@ -47,7 +50,7 @@ class EntropyK(Selection):
         check_top_k(max(self.counts), num_experts)
 
     def select(self, candidates: Candidates) -> Selected:
-        entropy_T = entropy(normalized(candidates.scores))
+        entropy_T = entropy(normalized(candidates.shares))
         thresholds = torch.tensor(self.thresholds, dtype=entropy_T.dtype, device=entropy_T.device)
         steps_passed_T = (~(entropy_T[:, None] < thresholds)).sum(dim=-1)
         count_T = torch.tensor(self.counts, device=entropy_T.device)[steps_passed_T]

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
 
 from moegate.ops.ordered_topk import ordered_topk
-from moegate.parts import check_positive_integer
+from moegate.parts import check_positive, check_positive_integer
+from moegate.probability import normalized
 from moegate.records import EMPTY
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
-from moegate.selection.probability import normalized
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,8 @@ class TopP(Selection):
     max_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.p <= 1.0:
+        check_positive("p", self.p)
+        if self.p > 1.0:
             raise ValueError(f"p must be greater than 0 and at most 1, got {self.p}.")
         if self.max_k is not None:
             check_positive_integer("max_k", self.max_k)
@@ -43,8 +45,9 @@ class TopP(Selection):
     def select(self, candidates: Candidates) -> Selected:
         width = self.max_k or candidates.ranking.shape[-1]
         index_TK = ordered_topk(candidates.ranking, width)
-        ordered_TK = normalized(candidates.scores).gather(-1, index_TK)
-        covered_before_TK = ordered_TK.cumsum(dim=-1) - ordered_TK
+        ordered_TK = normalized(candidates.shares).gather(-1, index_TK)
+        # The sum of those before, not the sum minus the last, which rounding may move across p.
+        covered_before_TK = functional.pad(ordered_TK.cumsum(dim=-1)[:, :-1], (1, 0))
         needed_TK = covered_before_TK < self.p
         needed_TK = needed_TK | (torch.arange(width, device=index_TK.device) == 0)
         # A sum that has once reached p stays there, whatever rounding does further along the row.

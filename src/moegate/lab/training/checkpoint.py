@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 FORMAT = "moegate.checkpoint.v1"
@@ -78,12 +78,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}.")
     advice = "Delete it to start the run again, or restore it from a copy."
+    # One read, and not a mapping of the file: a run that is still going may replace it meanwhile.
+    raw = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+        tensors = load(raw)
+    except SafetensorError as error:
         raise ValueError(f"The checkpoint {path} is damaged ({error}). {advice}") from error
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but no checkpoint of a moegate run. {advice}")
     if header.get("digest") != digest(tensors):

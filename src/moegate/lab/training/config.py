@@ -65,6 +65,7 @@ class TrainConfig:
         batch_size: images or windows of one optimizer step.
         accumulate: micro-batches that the batch is split into.
         learning_rate: the peak, reached after `warmup_steps`, then a cosine to a tenth of it.
+        warmup_steps: steps of linear warm-up.
         weight_decay: AdamW's, on matrices only.
         clip_norm: the largest gradient norm.
         temperature_start: first temperature of annealed routers (Gumbel, straight-through).
@@ -142,7 +143,7 @@ class TrainConfig:
                 raise ValueError(f"Unknown setting '{name}'.{did_you_mean(name, names)}")
         task = settings.get("task", "image")
         _check_choice("task", task, TASKS)
-        balance = default_balance(settings.get("router", "topk"), settings.get("control", "none"))
+        balance = default_balance(str(settings.get("router", "topk")), settings.get("control", "none"))
         return cls(**{"task": task, "balance": balance, **TASK_DEFAULTS[task], **settings})
 
     def to_dict(self) -> dict[str, Any]:

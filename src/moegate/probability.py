@@ -1,20 +1,20 @@
-"""The probabilities that dynamic selections look at."""
+"""From shares to probabilities, as dynamic selections, losses and metrics read them."""
 
 import torch
 from torch import Tensor
 
 
-def normalized(scores_TE: Tensor) -> Tensor:
-    """Scores divided by their sum over the experts; a row that sums to zero becomes uniform.
+def normalized(shares_TE: Tensor) -> Tensor:
+    """Shares divided by their sum over the experts; a row that sums to zero becomes uniform.
 
     Example:
         >>> import torch
         >>> normalized(torch.tensor([[1.0, 3.0], [0.0, 0.0]])).tolist()
         [[0.25, 0.75], [0.5, 0.5]]
     """
-    total_T1 = scores_TE.sum(dim=-1, keepdim=True)
+    total_T1 = shares_TE.sum(dim=-1, keepdim=True)
     empty_T1 = total_T1 == 0
-    return (scores_TE / total_T1.masked_fill(empty_T1, 1.0)).masked_fill(empty_T1, 1.0 / max(1, scores_TE.shape[-1]))
+    return (shares_TE / total_T1.masked_fill(empty_T1, 1.0)).masked_fill(empty_T1, 1.0 / max(1, shares_TE.shape[-1]))
 
 
 def entropy(probabilities_TE: Tensor) -> Tensor:
