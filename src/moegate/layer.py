@@ -64,6 +64,7 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("dispatch", dispatch, METHODS)
+        check_integer("num_shared_experts", num_shared_experts, least=0)
         self.rule = RoutingRule() if rule is None else rule
         if not isinstance(self.rule, RoutingRule):
             raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {rule!r}.")
@@ -72,11 +73,12 @@ class MoE(nn.Module):
         if gate is not None and correction_bias:
             raise ValueError("correction_bias goes to the default gate: give your gate correction_bias=True instead.")
         self.gate = LinearGate(hidden_size, num_logits, correction_bias=correction_bias) if gate is None else gate
+        if not isinstance(self.gate, Gate):
+            raise TypeError(f"gate must be a Gate, such as moegate.gates.LinearGate; got {type(gate).__name__}.")
         if self.gate.num_experts != num_logits:
             raise ValueError(f"The gate gives {self.gate.num_experts} logits, but {num_logits} are needed.")
         if self.gate.hidden_size != hidden_size:
             raise ValueError(f"The gate takes hidden states of {self.gate.hidden_size}, but hidden_size={hidden_size}.")
-        check_integer("num_shared_experts", num_shared_experts, least=0)
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation)
         self.shared_experts = (
             SharedExperts(hidden_size, num_shared_experts * intermediate_size, activation)
