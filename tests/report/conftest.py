@@ -1,6 +1,5 @@
 """Run and sweep directories for the report, written as the trainer writes them, and pages made of them."""
 
-import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -288,8 +287,3 @@ def page_data() -> Callable[[Path], dict[str, Any]]:
         return dict(json.loads(embedded))
 
     return read
-
-
-def decode(packed: dict[str, Any], bits: int) -> np.ndarray:
-    """The codes in a packed array, by NumPy."""
-    return np.frombuffer(base64.b64decode(packed["data"]), dtype=f"<u{bits // 8}")

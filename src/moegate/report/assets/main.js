@@ -145,6 +145,7 @@ function build() {
   main.append(el("footer", {}, report.trimmed.length > 0 && el("p", {}, `To keep this file small: ${report.trimmed.join("; ")}.`),
     el("p", {}, first.software)));
   setUpTheme(document.getElementById("theme"));
+  document.getElementById("waiting").remove();
 }
 
 build();

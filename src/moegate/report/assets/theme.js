@@ -1,16 +1,13 @@
 // Light and dark. CSS follows by itself; canvases are painted again through `repaints`.
 const root = document.documentElement;
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-const repaints = new Map();
+const repaints = new WeakMap();
 let printing = false;
 
 const isDark = () => !printing && (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
 
 function repaintAll() {
-  for (const [element, paint] of repaints) {
-    if (element.isConnected) paint();
-    else repaints.delete(element);
-  }
+  for (const element of document.querySelectorAll("canvas, .swatch")) repaints.get(element)?.();
 }
 
 function setUpTheme(button) {
