@@ -369,24 +369,27 @@ def test_dark_follows_the_system_and_the_button(page: "Page") -> None:
     assert ground() == dark
 
 
+OUTSIDE = """() => [...document.querySelectorAll("main *")].filter((element) =>
+  !element.closest(".scroll, .unseen, .text, svg") && element.getBoundingClientRect().right > innerWidth + 1)
+  .map((element) => element.outerHTML.slice(0, 80))"""
+
+
 @pytest.mark.parametrize("label", [LANGUAGE_RUN, UNFINISHED_RUN, "digits: topk, K = 4, aux balance, seed 0"])
 def test_a_phone_needs_no_sideways_scrolling(page: "Page", label: str) -> None:
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.set_viewport_size(PHONE)
     choose_run(page, label)
     page.wait_for_function("document.querySelectorAll('.plot').length > 0")
     for summary in page.locator("details.numbers summary").all():
         summary.click()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width == PHONE["width"]
-    outside = """() => [...document.querySelectorAll("main *")].filter((element) =>
-        !element.closest(".scroll, .unseen, .text, svg") && element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.outerHTML.slice(0, 80))"""
-    assert page.evaluate(outside) == []
+    assert page.evaluate(OUTSIDE) == []
 
 
 def test_a_narrower_window_draws_the_charts_again(page: "Page") -> None:
     chart = page.locator(".charts .plot").first
     wide = chart.get_attribute("width")
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.set_viewport_size(PHONE)
     page.wait_for_function("wide => document.querySelector('.charts .plot').getAttribute('width') !== wide", arg=wide)
     assert int(chart.get_attribute("width") or 0) < PHONE["width"]
 
