@@ -20,6 +20,7 @@ MODULES = ("cases", "oracle", "plain", "run", "timing")
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The modules of the benchmark, imported as its script imports them, with small shapes."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     modules = {name: importlib.import_module(name) for name in MODULES}
     cases = modules["cases"]
     monkeypatch.setattr(cases, "ROUTE_SHAPES", (cases.Shape(6, 8, 2),))
@@ -27,7 +28,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.setattr(modules["timing"], "ROUND_SECONDS", 1e-4)
     yield modules
     for name in MODULES:
-        sys.modules.pop(name, None)
+        del sys.modules[name]
+    sys.modules.update(others)
 
 
 def run(bench: dict[str, ModuleType], folder: Path) -> str:
