@@ -249,7 +249,7 @@ def command_line_page() -> str:
     from moegate.cli.shell import VERBS, app
 
     # A fixed width and a terminal without colours make the page the same everywhere.
-    runner = CliRunner(env={"TERMINAL_WIDTH": "100", "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+    runner = CliRunner(env={"TERMINAL_WIDTH": "84", "COLUMNS": "84", "TERM": "dumb", "NO_COLOR": "1"})
     parts = ["# Command line\n"]
     for verb in VERBS:
         shown = runner.invoke(app, [verb, "--help"], prog_name="moegate")
