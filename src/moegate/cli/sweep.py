@@ -27,8 +27,9 @@ def sweep(
 ) -> None:
     """Compare routers, values of K and balancing methods over several seeds.
 
-    Every combination of the axes is trained; the table shows mean ± 95 % interval over seeds. Writes table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished
-    runs are kept.
+    Every combination of the axes is trained; the table shows mean ± 95 % interval over seeds and goes into
+    table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished runs are
+    kept.
     """
     from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list
     from moegate.lab.training.config import read_config_file

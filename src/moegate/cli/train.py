@@ -52,7 +52,8 @@ def train(
 ) -> None:
     """Train one MoE model and write its run folder.
 
-    It holds metrics, checkpoints and the evaluation. Ctrl-C writes a checkpoint; the same command with --resume goes on to the same numbers.
+    It holds metrics, checkpoints and the evaluation. Ctrl-C writes a checkpoint; the same command with --resume
+    goes on to the same numbers.
     """
     settings = {name: value for name, value in locals().items() if value is not None}
     for name in ("output", "config", "resume", "logger", "threads"):

@@ -69,7 +69,7 @@ def test_a_half_written_temporary_file_of_a_killed_process_does_no_harm(path: Pa
 
 def test_every_truncation_is_refused(path: Path) -> None:
     whole = path.read_bytes()
-    for length in [*range(0, 16), *range(16, len(whole), 37), len(whole) - 1]:
+    for length in [*range(16), *range(16, len(whole), 37), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="damaged"):
             load_checkpoint(path)

@@ -85,9 +85,7 @@ def test_json_and_toml_files_say_the_same(tmp_path: Path) -> None:
         assert read_config_file(tmp_path / "a.toml") == read_config_file(tmp_path / "a.json")
 
 
-def test_without_a_toml_parser_the_message_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_toml_parser_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tomllib", None)
     (tmp_path / "a.toml").write_text("top_k = 4\n")
     with pytest.raises(ValueError, match="write the settings as JSON"):

@@ -56,9 +56,7 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    for left, right in zip(
-        read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"), strict=True
-    ):
+    for left, right in zip(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"), strict=True):
         assert without_times(left) == without_times(right)
     evaluations = [json.loads((path / "evaluation.json").read_text()) for path in (one, other)]
     assert without_times(evaluations[0]) == without_times(evaluations[1])

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -20,4 +21,4 @@ def test_the_rate_warms_up_and_then_follows_a_cosine(warmup: int, total: int) ->
 def test_the_rate_never_jumps_where_the_warm_up_ends() -> None:
     rates = [learning_rate_at(step, peak=1.0, warmup_steps=50, total_steps=1000) for step in range(1000)]
     assert max(rates) == 1.0
-    assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) <= 1 / 50 + 1e-12
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) <= 1 / 50 + 1e-12
