@@ -1,6 +1,7 @@
 """The tables of the documentation that say what the code holds are compared with the code."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 
 import moegate
 from moegate import config, recipes
+from moegate.cli.shell import load_verb
 from moegate.estimators import ESTIMATORS, Estimator
+from moegate.lab.training.balancing import balance_strategy
+from moegate.lab.training.routers import router_spec
 from moegate.noise import NOISES, Noise
 from moegate.parts import Part
 from moegate.scoring import SCORES, Score
@@ -88,3 +92,18 @@ def test_the_table_of_names_lists_what_from_config_understands() -> None:
 def test_the_quickstart_fits_thirty_lines() -> None:
     quickstart = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
     assert len(quickstart.splitlines()) <= 30
+
+
+COMMANDS = re.findall(r"`moegate ([^`]+)`", (ROOT / "docs" / "articles.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_articles_is_one_that_runs(command: str) -> None:
+    verb, *arguments = shlex.split(command)
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert set(given) <= {name for parameter in load_verb(verb).params for name in parameter.opts}
+    assert {"--router", "--balance", "--top-k"} & set(given)
+    for router in given.get("--router", "topk").split(","):
+        router_spec(router)
+    for balance in given.get("--balance", "none").split(","):
+        balance_strategy(balance)
