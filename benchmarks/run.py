@@ -65,14 +65,14 @@ def measure(case: cases.Case, rounds: int) -> dict[str, Any]:
 def table_of(results: list[dict[str, Any]]) -> Table:
     """Median and minimum of both sides in microseconds, and plain / moegate."""
     title = "µs a call, median (minimum); a ratio above 1: moegate is faster"
-    table = Table("case", title=title, title_justify="left")
-    for name in ("shape", "moegate", "plain", "ratio"):
-        table.add_column(name, justify="left" if name == "shape" else "right", no_wrap=True)
+    table = Table("case", title=title, title_justify="left", show_lines=True)
+    for name in ("moegate", "plain", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         sides = [result["microseconds"][name] for name in ("moegate", "plain")]
         times = [f"{side['median']:,.0f} ({side['min']:,.0f})" for side in sides]
         ratio = f"{result['ratio_of_medians']:.2f} ({result['ratio_of_minima']:.2f})"
-        table.add_row(result["case"], result["shape"], *times, ratio)
+        table.add_row(f"{result['case']}\n{result['shape']}", *times, ratio)
     return table
 
 
