@@ -15,7 +15,7 @@ def call(*arguments: object) -> Result:
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
     path = tmp_path / "settings.json"
-    path.write_text(json.dumps({"batch_size": 16, "num_layers": 1}))
+    path.write_text(json.dumps({"batch_size": 16, "num_layers": 2}))
     return path
 
 
@@ -23,7 +23,8 @@ def test_a_sweep_prints_its_table_and_writes_it(tmp_path: Path, settings: Path) 
     output = tmp_path / "sweep"
     result = call(
         "--top-k", "1,8", "--router", "topk,hash", "--balance", "none,quantile", "--seeds", 2,
-        "--controls", "dense,frozen", "--steps", 2, "--config", settings, "--output", output,
+        "--controls", "dense,frozen", "--steps", 2, "--config", settings, "--set", "num_layers=1",
+        "--output", output,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for text in ("dense control", "topk, frozen gate", "hash", "quantile", " ± ", "MaxVio"):
@@ -69,6 +70,8 @@ def test_an_interrupted_sweep_shows_what_there_is_and_resumes(
         (("--controls", "dense,thawed"), "Unknown control 'thawed'"),
         (("--seeds", "0"), "seeds=0 must be at least 1"),
         (("--router", ""), "The axis router is empty"),
+        (("--set", "steps"), "--set steps: write it as NAME=VALUE"),
+        (("--set", "seed=1"), "The sweep itself sets seed"),
     ],
 )
 def test_mistakes_get_a_sentence_before_anything_is_trained(

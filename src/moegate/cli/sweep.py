@@ -21,7 +21,7 @@ def sweep(
     controls: Annotated[str, typer.Option(help="dense, frozen, both, or none.")] = "none",
     steps: Annotated[int | None, option("Optimizer steps of each run.")] = None,
     config: Annotated[Path | None, option("TOML or JSON file of settings that all runs share.")] = None,
-    corpus: Annotated[str | None, option("Folder with one subfolder a domain (text).")] = None,
+    shared: Annotated[list[str] | None, option("A setting that all runs share, NAME=VALUE.", "--set")] = None,
     resume: Annotated[bool, option("Continue the sweep in the folder.", "--resume")] = False,
     threads: Annotated[int | None, option("Threads of PyTorch; default: all cores.")] = None,
 ) -> None:
@@ -31,13 +31,13 @@ def sweep(
     table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished runs are
     kept.
     """
-    from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list
+    from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list, parse_settings
     from moegate.lab.training.config import read_config_file
 
-    shared = {"steps": steps, "corpus": corpus}
     base = {
         **({} if config is None else read_config_file(config)),
-        **{name: value for name, value in shared.items() if value is not None},
+        **parse_settings(shared or ()),
+        **({} if steps is None else {"steps": steps}),
     }
     axes = Axes(
         top_k=parse_integers("--top-k", parse_list(top_k)),

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from moegate.lab.sweep import Axes, Cell, make_grid, parse_integers, parse_list
+from moegate.lab.sweep import Axes, Cell, make_grid, parse_integers, parse_list, parse_settings
 
 
 def axes(**changes: Any) -> Axes:
@@ -80,3 +80,11 @@ def test_lists_are_parsed() -> None:
     for wrong in ("0", "-1", "1.5", "two", "²", ""):
         with pytest.raises(ValueError, match="--top-k"):
             parse_integers("--top-k", (wrong,))
+
+
+def test_settings_are_parsed() -> None:
+    found = parse_settings(["steps=3", "learning_rate=1e-3", "corpus=a=b", "capacity_factor=null"])
+    assert found == {"steps": 3, "learning_rate": 1e-3, "corpus": "a=b", "capacity_factor": None}
+    for wrong in ("steps", "=3", ""):
+        with pytest.raises(ValueError, match="NAME=VALUE"):
+            parse_settings([wrong])

@@ -1,5 +1,6 @@
 """The axes of a sweep and the cells they make: one training run each."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -184,3 +185,25 @@ def parse_integers(name: str, items: Iterable[str]) -> tuple[int, ...]:
         if not item.isascii() or not item.isdigit() or int(item) < 1:
             raise ValueError(f"{name} {','.join(items)}: '{item}' must be a whole number of at least 1.")
     return tuple(int(item) for item in items)
+
+
+def parse_settings(items: Iterable[str]) -> dict[str, Any]:
+    """Return settings given as NAME=VALUE; a value that isn't JSON is a text.
+
+    Raises:
+        ValueError: an item without a name or an equals sign.
+
+    Example:
+        >>> parse_settings(["num_layers=2", "corpus=my/texts"])
+        {'num_layers': 2, 'corpus': 'my/texts'}
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set {item}: write it as NAME=VALUE, such as num_layers=2.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
