@@ -12,7 +12,7 @@ from moegate.cli.train import TASK, option, use_threads
 
 
 def sweep(
-    output: Annotated[Path, option("Folder of the sweep.", "--output", "-o")],
+    output: Annotated[Path | None, option("Folder of the sweep.", "--output", "-o")] = None,
     task: Annotated[str, typer.Option(help=TASK)] = "image",
     top_k: Annotated[str, typer.Option("--top-k", help="Values of K.")] = "1,2,4,8",
     router: Annotated[str, typer.Option(help="Routing strategies.")] = "topk",
@@ -22,6 +22,10 @@ def sweep(
     steps: Annotated[int | None, option("Optimizer steps of each run.")] = None,
     config: Annotated[Path | None, option("TOML or JSON file of settings that all runs share.")] = None,
     shared: Annotated[list[str] | None, option("A setting that all runs share, NAME=VALUE.", "--set")] = None,
+    at_inference: Annotated[
+        list[Path] | None,
+        option("Train nothing: evaluate this finished run with each K; repeat it for runs of other seeds."),
+    ] = None,
     resume: Annotated[bool, option("Continue the sweep in the folder.", "--resume")] = False,
     threads: Annotated[int | None, option("Threads of PyTorch; default: all cores.")] = None,
 ) -> None:
@@ -39,16 +43,33 @@ def sweep(
         **parse_settings(shared or ()),
         **({} if steps is None else {"steps": steps}),
     }
+    use_threads(threads)
+    k_values = parse_integers("--top-k", parse_list(top_k))
+    if at_inference:
+        evaluate_and_print(at_inference, k_values, console=Console())
+        return
+    if output is None:
+        raise ValueError("A sweep needs a folder for its runs: --output DIR.")
     axes = Axes(
-        top_k=parse_integers("--top-k", parse_list(top_k)),
+        top_k=k_values,
         router=parse_list(router),
         balance=parse_list(balance),
         seeds=seeds,
         controls=() if controls == "none" else parse_list(controls),
     )
-    use_threads(threads)
     command = shlex.join(["moegate", *sys.argv[1:]])
     run_and_print(SweepPlan(task, axes, base, command), output, resume=resume, console=Console())
+
+
+def evaluate_and_print(runs: list[Path], top_k: tuple[int, ...], *, console: Console) -> None:
+    """Evaluate finished runs with each K and print the table.
+
+    Raises:
+        ValueError: runs that have no K or don't belong together.
+    """
+    from moegate.lab.sweep.inference import print_inference_table, sweep_at_inference
+
+    print_inference_table(console, sweep_at_inference(runs, top_k))
 
 
 def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) -> None:
