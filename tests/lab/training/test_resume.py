@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,18 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path, tiny: Any) -> 
     train(tiny(), tmp_path / "run")
     with pytest.raises(ValueError, match=r"top_k: 4 here, 2 there; seed: 1 here, 0 there.*another --output"):
         train(tiny(top_k=4, seed=1), tmp_path / "run", RunOptions(resume=True))
+
+
+def test_other_data_are_refused(tmp_path: Path, tiny: Any, corpus: Path) -> None:
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    config = tiny("text", corpus=str(copy))
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", RunOptions(reporter=CrashAt(5)))
+    text = copy / "words" / "00.txt"
+    text.write_text(text.read_text().replace("one", "eno"))
+    with pytest.raises(ValueError, match="started with other data"):
+        train(config, tmp_path / "run", RunOptions(resume=True))
 
 
 def test_a_run_is_never_written_over_unasked(tmp_path: Path, tiny: Any) -> None:

@@ -87,11 +87,13 @@ def train(config: TrainConfig, directory: Path, options: RunOptions | None = Non
         return read_json(run.evaluation)
     with torch.random.fork_rng(devices=[]):
         task = make_task(config)
+        if continued:
+            run.check_data(task.fingerprint)
         state = initial_state(config)
         if continued and run.checkpoint.is_file():
             restore(state, load_checkpoint(run.checkpoint))
         write_whole(run.metrics, keep_until(run.metrics, state.step).encode())
-        description = _describe(config, state, run, options)
+        description = _describe(config, state, run, options) | {"data": task.fingerprint}
         write_json(run.description, description)
         evaluation = _train_and_evaluate(config, state, task, run, options)
     write_json(run.evaluation, evaluation, indent=None)

@@ -89,6 +89,18 @@ class RunDirectory:
             )
         return True
 
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse to go on with other data than the run was started with.
+
+        Raises:
+            ValueError: the data differ, such as after an upgrade of the packages they are read from.
+        """
+        if self.read_description().get("data") not in {None, fingerprint}:
+            raise ValueError(
+                f"The run in {self.path} was started with other data (another corpus, or other versions of the "
+                "packages it is read from), so it can't be continued. Restore them, or choose another --output."
+            )
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.

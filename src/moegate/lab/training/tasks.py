@@ -50,10 +50,11 @@ class Batch(NamedTuple):
 
 
 class Task(Protocol):
-    """A data set with its metric."""
+    """A data set with its metric; the fingerprint tells whether two runs saw the same data."""
 
     metric: str
     domains: tuple[str, ...]
+    fingerprint: str
 
     def batch(self, step: int) -> Batch:
         """Return the training batch of a step, whatever was asked before."""
@@ -81,6 +82,7 @@ class ImageTask:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._data = images.load()
+        self.fingerprint = self._data.fingerprint
         self._threshold = coarse(self._data.train.images).mean(dim=0)
         self._batches = ImageBatches(self._data.train, batch_size=config.batch_size, seed=config.seed)
 
@@ -173,6 +175,7 @@ class TextTask:
         self._config = config
         self._corpus = text.load(config.corpus)
         self.domains = self._corpus.names
+        self.fingerprint = self._corpus.fingerprint
         self._batches = TextBatches(
             self._corpus,
             batch_size=config.batch_size,
