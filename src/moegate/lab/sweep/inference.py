@@ -20,6 +20,7 @@ from moegate.lab.training.run_directory import RunDirectory
 from moegate.lab.training.state import restore
 from moegate.lab.training.tasks import make_task
 from moegate.rule import RoutingRule
+from moegate.selection import GroupedTopK, Hash, Random, TopK
 
 MEASURED = ("value", "inference_tokens_per_second", "utilization", "max_violation", "drop_rate")
 
@@ -62,7 +63,7 @@ def with_top_k(rule: RoutingRule, top_k: int) -> RoutingRule:
             ...
         ValueError: The selection TopP() has no fixed K to change.
     """
-    if not hasattr(rule.selection, "top_k"):
+    if not isinstance(rule.selection, TopK | GroupedTopK | Hash | Random):
         raise ValueError(f"The selection {rule.selection!r} has no fixed K to change.")
     return rule.replace(selection=replace(rule.selection, top_k=top_k))
 
