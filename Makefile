@@ -56,6 +56,7 @@ serve-docs: $(STAMP) ## read the documentation at localhost:8000 while writing i
 
 bench: $(STAMP) ## time route() and MoE against a plain PyTorch composition
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/topk.py
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) site docs/reference build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -239,7 +239,7 @@ def random_routing(top_k: int = 2) -> RoutingRule:
 
 
 def top_p(p: float = 0.6, *, max_k: int | None = None) -> RoutingRule:
-    """As many experts as cover the probability ``p`` (arXiv 2403.07652). Goes with the ``entropy`` loss.
+    """As many experts as cover the probability ``p`` (arXiv 2403.07652). Goes with the loss ``token_entropy``.
 
     Example:
         >>> top_p(0.4).selection.p

@@ -24,6 +24,13 @@ class Edges(NamedTuple):
 
     ``token`` and ``expert`` are int64 ``[R]``, ``weight`` is float32 ``[R]``. Every entry is a real
     assignment: empty slots, masked tokens and dropped assignments are not listed.
+
+    Example:
+        >>> import torch, moegate
+        >>> routing = moegate.route(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), moegate.recipes.mixtral(top_k=1))
+        >>> token, expert, weight = routing.edges()
+        >>> token.tolist(), expert.tolist()
+        ([0, 1], [0, 1])
     """
 
     token: Tensor

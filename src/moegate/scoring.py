@@ -98,10 +98,10 @@ class Sigmoid(Score):
     kind: ClassVar[str] = "sigmoid"
 
     def scores(self, logits_TE: Tensor) -> Tensor:
-        positive_TE = logits_TE >= 0
-        # exp never overflows: its argument is -|z|, written so that the derivative at 0 is right.
-        decay_TE = torch.where(positive_TE, -logits_TE, logits_TE).exp()
-        return torch.where(positive_TE, 1.0, decay_TE) / (1.0 + decay_TE)
+        # No exponent is positive, so nothing overflows; at 0 the minimum passes half of the gradient, and |z| none,
+        # which together is the sigmoid's own slope there.
+        numerator_TE = torch.minimum(logits_TE, logits_TE.new_zeros(())).exp()
+        return numerator_TE / (1.0 + (-logits_TE.abs()).exp())
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,8 +122,7 @@ class SqrtSoftplus(Score):
     def scores(self, logits_TE: Tensor) -> Tensor:
         in_tail_TE = logits_TE < self._TAIL
         body_TE = logits_TE.masked_fill(in_tail_TE, 0.0)
-        decay_TE = torch.where(body_TE >= 0, -body_TE, body_TE).exp()
-        softplus_TE = torch.where(body_TE >= 0, body_TE, 0.0) + decay_TE.log1p()
+        softplus_TE = torch.maximum(body_TE, body_TE.new_zeros(())) + (-body_TE.abs()).exp().log1p()
         # Outside the tail its exponential could overflow, and an infinite branch not taken still spoils the gradient.
         tail_TE = logits_TE.masked_fill(~in_tail_TE, 0.0)
         return torch.where(in_tail_TE, (tail_TE / 2).exp(), softplus_TE.sqrt())

@@ -13,6 +13,13 @@ class Plan:
         num_tokens: ``T``.
         counts: ``[E]`` int64, rows per expert.
         offsets: ``[E]`` int64, the end of each expert's rows.
+
+    Example:
+        >>> import torch, moegate
+        >>> routing = moegate.route(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), moegate.recipes.mixtral(top_k=2))
+        >>> rows, plan = moegate.dispatch(torch.ones(2, 3), routing)
+        >>> isinstance(plan, Plan), plan.counts.tolist(), plan.offsets.tolist()
+        (True, [2, 2], [2, 4])
     """
 
     num_tokens: int

@@ -8,6 +8,7 @@ from moegate.lab.models.feed_forward import FeedForwardBlock, FeedForwardFactory
 from moegate.records import Routing
 
 NUM_BYTES = 256
+"""The vocabulary of a byte-level model."""
 
 
 class DecoderLayer(nn.Module):
