@@ -120,7 +120,7 @@ def test_a_broken_token_stays_with_itself(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_rows_are_summed_in_float32(method: str, dtype: torch.dtype) -> None:
-    """256 + 1 - 256: a sum in bfloat16 loses the 1, whichever way it goes."""
+    """4096 + 1 - 4096: a sum in either narrow type loses the 1."""
     routing = moegate.route(torch.zeros(1, 3), recipes.dense()).with_assignment(
         torch.tensor([[0, 1, 2]]), torch.ones(1, 3)
     )
@@ -179,6 +179,17 @@ def test_a_soft_routing_of_no_tokens() -> None:
         routing = moegate.route(torch.randn(*shape, 4), recipes.soft_moe(slots_per_expert=2))
         rows, plan = dispatch(torch.zeros(0, HIDDEN), routing)
         assert combine(rows, plan).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["mixtral", "soft_moe"])
+def test_autocast_does_not_narrow_the_weights(method: str, name: str) -> None:
+    routing, hidden = moegate.route(torch.randn(9, 4), recipes.get(name)()), torch.randn(9, HIDDEN)
+    rows, plan = dispatch(hidden, routing, method)
+    expected = combine(rows, plan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again, plan = dispatch(hidden, routing, method)
+        assert again.equal(rows) and combine(rows, plan).equal(expected)
 
 
 @pytest.mark.parametrize("shape", [(3, HIDDEN), (1, 4, HIDDEN), (4,)])

@@ -34,7 +34,8 @@ class DensePlan(Plan):
         wide = torch.float64 if rows_RD.dtype == torch.float64 else torch.float32
         rows_ETD = rows_RD.to(wide).view(self.weight.shape[1], self.num_tokens, rows_RD.shape[1])
         share_TE = self.sent.to(wide) if self.weight_input else self.weight.to(wide)
-        return torch.einsum("etd,te->td", rows_ETD, share_TE).to(rows_RD.dtype)
+        # Not a matrix product, which autocast would make a narrow one.
+        return (rows_ETD * share_TE.mT[:, :, None]).sum(dim=0).to(rows_RD.dtype)
 
 
 def dense_plan(routing: Routing, *, weight_input: bool = False) -> DensePlan:
