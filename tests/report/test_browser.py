@@ -21,6 +21,7 @@ UNFINISHED_RUN = "2 text runs: topk, K = 2, aux balance, seed 1 (not finished)"
 
 @pytest.fixture
 def page(chromium_page: "Page", gallery: Path) -> "Page":
+    chromium_page.set_default_timeout(10_000)
     chromium_page.emulate_media(color_scheme="light", reduced_motion="reduce")
     chromium_page.goto(gallery.as_uri())
     return chromium_page

@@ -66,21 +66,29 @@ def test_a_single_seed_claims_nothing() -> None:
     assert "One seed each" in text
 
 
-@pytest.mark.parametrize(
-    ("learned", "verdict"), [(0.99, "better by"), (0.80, "worse by"), (0.905, "no clear difference")]
-)
-def test_controls_are_compared_at_their_own_k(learned: float, verdict: str) -> None:
+@pytest.mark.parametrize(("learned", "verdict"), [(0.99, "worse by"), (0.80, "better by"), (0.905, "no clear")])
+def test_controls_are_compared_with_the_best_router_of_their_k(learned: float, verdict: str) -> None:
     rows = [
         replace(ROW, mean=learned),
+        replace(ROW, mean=0.3, balance="none"),
         replace(ROW, top_k=2, mean=0.5),
         replace(ROW, control="dense", balance="none"),
-        replace(ROW, control="frozen", balance="none", mean=0.1, ci95=0.001),
     ]
-    text = said(*rows)
-    dense = next(line for line in text.splitlines() if line.startswith("The dense model"))
-    assert "topk, K = 1, aux balance against it" in dense
-    assert verdict in dense
-    assert "A frozen random gate (K = 1) reaches 10.00 %" in text
+    assert f"A dense model of the same active size against the best router of the same K: at K = 1 {verdict}" in said(
+        *rows
+    )
+
+
+def test_controls_are_told_for_every_k() -> None:
+    sizes = (1, 2, 4)
+    routers = [replace(ROW, top_k=k) for k in sizes]
+    frozen = [
+        replace(ROW, top_k=k, control="frozen", mean=mean) for k, mean in zip(sizes, (0.7, 0.9, 0.8), strict=True)
+    ]
+    text = said(*routers, *frozen)
+    assert "A frozen random gate against" in text
+    assert "at K = 1 and 4 worse by more than both intervals; at K = 2 no clear difference" in text
+    assert "A dense model" not in text
 
 
 def test_what_looks_ahead_is_never_the_best() -> None:

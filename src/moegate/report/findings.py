@@ -95,17 +95,22 @@ def _effect_of_k(rows: Sequence[Row]) -> list[str]:
 
 
 def _controls(rows: Sequence[Row], ranked: Sequence[Row]) -> list[str]:
-    """Each kind of control against the best router at the same K."""
+    """Each kind of control, at each K, against the best router of that K."""
     sentences = []
-    for control, noun in (("dense", "The dense model of the same active size"), ("frozen", "A frozen random gate")):
-        for row in _ranked(row for row in rows if row.control == control)[:1]:
-            at = "" if row.top_k is None else f" (K = {row.top_k})"
-            rival = next((rival for rival in ranked if rival.top_k == row.top_k), ranked[0])
-            sentences.append(
-                f"{noun}{at} reaches {metric_value(row.metric, row.mean, row.ci95)}; "
-                f"{label(rival)} against it: {_verdict(rival, row)}."
-            )
+    for control, noun in (("dense", "A dense model of the same active size"), ("frozen", "A frozen random gate")):
+        verdicts: dict[str, list[str]] = {}
+        for row in rows:
+            rival = next((rival for rival in ranked if rival.top_k == row.top_k), None)
+            if row.control == control and rival is not None:
+                verdicts.setdefault(_verdict(row, rival), []).append(str(row.top_k))
+        if verdicts:
+            told = "; ".join(f"at K = {_listed(sizes)} {verdict}" for verdict, sizes in verdicts.items())
+            sentences.append(f"{noun} against the best router of the same K: {told}.")
     return sentences
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _balance(rows: Sequence[Row]) -> list[str]:

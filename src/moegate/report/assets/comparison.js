@@ -37,7 +37,7 @@ function filters(rows, changed) {
   const fields = [
     ["Router", (row) => (row.control === "dense" ? null : row.router)],
     ["K", (row) => row.top_k],
-    ["Balance", (row) => (row.control === "dense" ? null : row.balance)],
+    ["Balance", (row) => (row.control ? null : row.balance)],
     ["Control", (row) => row.control],
   ].map(([name, of]) => {
     const values = unique(rows.map(of)).filter((value) => value !== null);

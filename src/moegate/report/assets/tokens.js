@@ -68,10 +68,11 @@ function tokenView(run) {
   return { element, update: (layer) => { state.layer = layer; draw(); } };
 }
 
+// The domain, numbered where it has several texts.
 function viewName(run, index) {
-  const { domain } = report.texts[run.views[index].text];
-  const same = run.views.filter((view) => report.texts[view.text].domain === domain).length > 1;
-  return (domain || "text") + (same ? ` ${index + 1}` : "");
+  const domains = run.views.map((view) => report.texts[view.text].domain || "text");
+  const same = (name) => name === domains[index];
+  return domains[index] + (domains.filter(same).length > 1 ? ` ${domains.slice(0, index + 1).filter(same).length}` : "");
 }
 
 const expertClass = (expert) => (expert < 0 ? "nobody" : `expert-${expert % coloursOfExperts}`);
