@@ -110,7 +110,11 @@ def test_wandb_gets_scalars_and_a_summary(service: Service, tmp_path: Path) -> N
     logger = logging.WandbLogger(tmp_path, "run", {"top_k": 2})
     logger.log(7, RECORD)
     logger.finish({"value": 0.9})
-    assert service.named("init")[0][1]["config"] == {"top_k": 2}
+    logging.WandbLogger(tmp_path, "run", {"top_k": 2})
+    logging.WandbLogger(tmp_path / "other", "run", {"top_k": 2})
+    first, resumed, other = (kwargs for _, kwargs in service.named("init"))
+    assert first["config"] == {"top_k": 2}
+    assert first["id"] == resumed["id"] != other["id"]
     assert service.named("log") == [((SCALARS,), {"step": 7})]
     assert service.summary == {"evaluation/value": 0.9}
     assert len(service.named("finish")) == 1

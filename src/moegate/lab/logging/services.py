@@ -1,5 +1,6 @@
 """TensorBoard, Weights & Biases and MLflow: thin, loaded only when asked for."""
 
+import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """Sends the numbers of a run to Weights & Biases; the folder's name identifies the run on resume.
+    """Sends the numbers of a run to Weights & Biases; a run that is resumed in its folder goes on there.
 
     Source: https://docs.wandb.ai/ref/python/
     """
@@ -83,7 +84,7 @@ class WandbLogger:
 
 
 class MlflowLogger:
-    """Sends the numbers of a run to MLflow's current tracking store.
+    """Sends the numbers of a run to MLflow's current tracking store; a resumed run is a new one there.
 
     Source: https://mlflow.org/docs/latest/python_api/
     """
