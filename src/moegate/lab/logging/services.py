@@ -66,7 +66,10 @@ class WandbLogger:
 
     def __init__(self, directory: Path, name: str, config: Mapping[str, Any]) -> None:
         wandb = load_service("wandb", "wandb")
-        self._run = wandb.init(project="moegate", name=name, config=dict(config), dir=str(directory), resume="allow")
+        place = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project="moegate", name=name, config=dict(config), dir=str(directory), id=place, resume="allow"
+        )
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
         """Send the numbers of the record."""
