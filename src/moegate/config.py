@@ -43,6 +43,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "score_function",
         "moe_router_score_function",
         "router_score_function",
+        "expert_selection_fn",
     ),
     "n_group": ("n_group", "num_groups", "num_expert_groups", "moe_router_num_groups"),
     "topk_group": ("topk_group", "groups_kept", "num_limited_groups", "moe_router_group_topk"),
@@ -95,7 +96,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "aria_text": _SOFTMAX_RENORMALIZED,
     "axk1": _SIGMOID_GROUPED,
     "axk2": _SIGMOID_GROUPED,
-    "cohere2_moe": _SOFTMAX,
+    "cohere2_moe": {},
     "deepseek_ocr2_text": _SOFTMAX_PLAIN,
     "deepseek_v2": _SOFTMAX_PLAIN,
     "deepseek_v3": _SIGMOID_GROUPED,
@@ -145,6 +146,9 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "unlimited_ocr_text": _SOFTMAX_PLAIN,
 }
 """What a model's code does and its configuration does not say, by model type."""
+
+# Cohere's softmax goes over the chosen experts, whatever norm_topk_prob says; its sigmoid is everyone's.
+_SCORING_WORDS: dict[str, dict[str, str]] = {"cohere2_moe": {"softmax": "softmax_selected"}}
 
 # Some configurations hold a list, a value per layer, under a name: that does not decide one rule.
 _SCALARS = (bool, int, float, str)
@@ -224,7 +228,9 @@ def _read(values: Mapping[str, Any], name: str) -> Any:
 
 def _implied(model_type: str, names: Mapping[str, Any]) -> dict[str, Any]:
     if model_type in MODEL_TYPES:
-        return MODEL_TYPES[model_type]
+        scoring = names.get("scoring_func", "softmax")
+        words = _SCORING_WORDS.get(model_type, {})
+        return ({"scoring_func": words[scoring]} if scoring in words else {}) | MODEL_TYPES[model_type]
     if "scoring_func" in names and "norm_topk_prob" in names:
         return {}
     raise ValueError(
