@@ -165,5 +165,7 @@ def test_combinations_that_make_no_sense() -> None:
         RoutingRule(moegate.selection.TopP(), estimator=Relaxed())
     with pytest.raises(ValueError, match="leave capacity None"):
         RoutingRule(estimator=Relaxed(), capacity=moegate.Capacity())
+    with pytest.raises(ValueError, match=r"use Softmax\(\) with Weighting\(renormalize=True\)"):
+        RoutingRule(score=moegate.scoring.SoftmaxSelected(), estimator=Relaxed())
     with pytest.raises(ValueError, match="temperature must be"):
         Relaxed(0.0)

@@ -116,6 +116,20 @@ def test_parts_of_another_family(parts: dict[str, Any], message: str) -> None:
         RoutingRule(**parts)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"score": moegate.scoring.Sigmoid()},
+        {"weighting": Weighting(scale=2.0)},
+        {"weighting": Weighting(apply_to="input")},
+        {"estimator": moegate.estimators.StraightThrough()},
+    ],
+)
+def test_parts_that_a_soft_routing_would_ignore(parts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"mixes by softmaxes of its own: leave {next(iter(parts))} at its default"):
+        recipes.soft_moe().replace(**parts)
+
+
 @pytest.mark.parametrize("num_experts", [0, -1])
 def test_no_experts(num_experts: int) -> None:
     with pytest.raises(ValueError, match="num_experts must be at least 1"):

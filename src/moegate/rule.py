@@ -9,7 +9,7 @@ from moegate.capacity import Capacity
 from moegate.estimators import ESTIMATORS, Estimator, Relaxed
 from moegate.noise import NOISES, Noise
 from moegate.parts import Part, check_choice, did_you_mean, family_of, part_from_dict
-from moegate.scoring import SCORES, Score, Softmax
+from moegate.scoring import SCORES, Score, Softmax, SoftmaxSelected
 from moegate.selection import SELECTIONS, Dense, ExpertChoice, Selection, SoftSlots, TopK
 from moegate.weighting import Weighting
 
@@ -62,13 +62,30 @@ class RoutingRule:
             raise ValueError(
                 f"capacity has no meaning for {self.selection!r}, which loads every expert alike: leave it None."
             )
-        if isinstance(self.estimator, Relaxed) and not isinstance(self.selection, TopK):
+        if isinstance(self.selection, SoftSlots):
+            self._check_soft()
+        if isinstance(self.estimator, Relaxed):
+            self._check_relaxed()
+
+    def _check_soft(self) -> None:
+        """A soft routing has its own softmaxes; a part that would be ignored is refused."""
+        for name in ("score", "weighting", "estimator"):
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(f"{self.selection!r} mixes by softmaxes of its own: leave {name} at its default.")
+
+    def _check_relaxed(self) -> None:
+        if not isinstance(self.selection, TopK):
             raise ValueError(
                 f"The relaxed estimator relaxes TopK, not {self.selection!r}: use TopK or another estimator."
             )
-        if isinstance(self.estimator, Relaxed) and self.capacity is not None:
+        if self.capacity is not None:
             raise ValueError(
                 "The relaxed estimator sends every token to every expert in training: leave capacity None."
+            )
+        if isinstance(self.score, SoftmaxSelected):
+            raise ValueError(
+                "The relaxed estimator has no chosen experts for a softmax to go over: use Softmax() with "
+                "Weighting(renormalize=True), whose hard weights are the same."
             )
 
     def __repr__(self) -> str:

@@ -24,6 +24,15 @@ def test_each_slot_is_uniform() -> None:
         assert float((counts - 6000).abs().max()) < 6 * (6000 * 0.8) ** 0.5
 
 
+def test_the_default_type_does_not_make_it_uneven() -> None:
+    """Keys in bfloat16 would have 256 values, and their ties would go to the first experts."""
+    logits = torch.randn(4000, 256)
+    torch.set_default_dtype(torch.bfloat16)
+    index = moegate.route(logits, moegate.recipes.random_routing(1), training=True).expert_index
+    first_half = int((index < 128).sum())
+    assert abs(first_half - 2000) < 6 * 1000**0.5
+
+
 def test_two_batches_draw_differently() -> None:
     logits = torch.randn(100, 8)
     first, second = (moegate.route(logits, RULE, training=True).expert_index for _ in range(2))

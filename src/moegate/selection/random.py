@@ -38,7 +38,10 @@ class Random(Selection):
     def select(self, candidates: Candidates) -> Selected:
         logits_TE = candidates.logits
         if candidates.training:
-            keys_TE = torch.rand(logits_TE.shape, generator=candidates.generator, device=logits_TE.device)
+            # Of a fixed type: in a narrower default type, ties would favour the first experts.
+            keys_TE = torch.rand(
+                logits_TE.shape, generator=candidates.generator, device=logits_TE.device, dtype=torch.float32
+            )
             return Selected(ordered_topk(keys_TE, self.top_k))
         ids_T = _row_fingerprint(logits_TE) if candidates.token_ids is None else candidates.token_ids
         return Selected(hashed_experts(ids_T, logits_TE.shape[-1], self.top_k, seed=0))
