@@ -162,6 +162,15 @@ def test_the_state_survives_a_round_trip(make: Callable[..., Gate]) -> None:
     assert other.e_score_correction_bias.equal(gate.e_score_correction_bias) and other(hidden).equal(gate(hidden))
 
 
+def test_a_narrow_checkpoint_does_not_narrow_the_selection_bias() -> None:
+    gate = LinearGate(HIDDEN, EXPERTS, correction_bias=True)
+    narrow = {name: torch.randn_like(value).bfloat16() for name, value in gate.state_dict().items()}
+    for assign in (False, True):
+        gate.load_state_dict(narrow, assign=assign)
+        assert gate.e_score_correction_bias.dtype == torch.float32
+        assert gate.e_score_correction_bias.equal(narrow["e_score_correction_bias"].float())
+
+
 def test_without_a_bias_there_is_no_entry_in_the_state() -> None:
     gate = LinearGate(HIDDEN, EXPERTS)
     assert gate.e_score_correction_bias is None and list(gate.state_dict()) == ["weight"]

@@ -239,6 +239,36 @@ def test_padding_reaches_nothing(rule: RoutingRule, method: str) -> None:
 
 
 @every_rule
+def test_the_routing_alone_is_that_of_the_layer(rule: RoutingRule) -> None:
+    moe, tokens = layer(rule), inputs(2, 3)
+    mask = torch.tensor([[True, True, False], [False, True, True]])
+    tokens["hidden"][~mask] = float("nan")
+    torch.manual_seed(3)
+    alone = moe.route(**tokens, token_mask=mask, generator=5)
+    _, routing = moe(**tokens, token_mask=mask, generator=5)
+    assert alone.expert_index.equal(routing.expert_index) and alone.weights.equal(routing.weights)
+    if alone.weights.requires_grad:
+        alone.weights[:, 0].sum().backward()
+        assert all(parameter.grad is None or bool(parameter.grad.isfinite().all()) for parameter in moe.parameters())
+
+
+@pytest.mark.parametrize("view", [lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[..., :16]])
+def test_strided_hidden_states(view: Callable[[Tensor], Tensor]) -> None:
+    moe, hidden = layer(RULES["mixtral"]), view(torch.randn(3, 6, 20)[..., :16].expand(3, 6, 16))
+    out, _ = moe(hidden)
+    torch.testing.assert_close(out, moe(hidden.contiguous())[0], rtol=0, atol=0)
+
+
+@every_rule
+def test_deterministic_algorithms_are_enough(rule: RoutingRule) -> None:
+    torch.use_deterministic_algorithms(True)
+    moe, tokens = layer(rule), inputs(12)
+    for method in METHODS:
+        moe.dispatch = method
+        moe(**tokens)[0].sum().backward()
+
+
+@every_rule
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
 def test_no_tokens(rule: RoutingRule, method: str, shape: tuple[int, ...]) -> None:
@@ -421,6 +451,20 @@ def test_evaluation_compiles_without_gradients(shape: tuple[int, ...]) -> None:
     hidden = torch.randn(*shape, HIDDEN)
     with torch.no_grad():
         torch.testing.assert_close(compiled(hidden)[0], moe(hidden)[0])
+
+
+@pytest.mark.usefixtures("compiler")
+def test_export() -> None:
+    moe = layer(RULES["deepseek_v3"], num_shared_experts=1).eval()
+
+    class Output(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return moe(hidden)[0]
+
+    hidden = torch.randn(2, 6, HIDDEN)
+    program = torch.export.export(Output(), (hidden,), dynamic_shapes=({1: torch.export.Dim("length", min=2)},))
+    longer = torch.randn(2, 9, HIDDEN)
+    torch.testing.assert_close(program.module()(longer), moe(longer)[0])
 
 
 @pytest.mark.usefixtures("compiler")

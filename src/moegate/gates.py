@@ -7,6 +7,7 @@ dimensions, as elsewhere in PyTorch models.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,12 @@ class Gate(nn.Module):
         if exact_E is not None and moved_E is not None and moved_E.dtype != torch.float32:
             self.e_score_correction_bias = exact_E.to(moved_E.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        """Loads as every module does; with ``assign=True`` a narrow checkpoint would else narrow the selection bias."""
+        super()._load_from_state_dict(*args, **options)
+        if self.e_score_correction_bias is not None:
+            self.e_score_correction_bias = self.e_score_correction_bias.to(torch.float32)
 
 
 class LinearGate(Gate):

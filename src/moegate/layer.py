@@ -111,9 +111,10 @@ class MoE(nn.Module):
         Returns:
             ``(out [..., D], routing)``.
         """
-        tokens_TD = self._tokens(hidden, token_mask)
+        hidden = self._without_padding(hidden, token_mask)
+        tokens_TD = hidden.reshape(-1, hidden.shape[-1])
         routing = self.route(
-            tokens_TD.view(hidden.shape),
+            hidden,
             token_mask=token_mask,
             token_ids=token_ids,
             hash_table=hash_table,
@@ -139,9 +140,9 @@ class MoE(nn.Module):
         generator: Generator | int | None = None,
     ) -> Routing:
         """The routing alone, without running an expert; the arguments are those of ``forward``."""
-        seen = hidden
+        seen = self._without_padding(hidden, token_mask)
         if self.training and self.rule.noise is not None:
-            seen = self.rule.noise.on_hidden(hidden, as_generator(generator, hidden.device))
+            seen = self.rule.noise.on_hidden(seen, as_generator(generator, hidden.device))
         return route(
             self.gate(seen, None if previous is None else previous.logits),
             self.rule,
@@ -155,12 +156,11 @@ class MoE(nn.Module):
             hash_table=hash_table,
         )
 
-    def _tokens(self, hidden: Tensor, token_mask: Tensor | None) -> Tensor:
-        """``[T, D]``; masked tokens become 0: whatever padding holds must reach neither an output nor a gradient."""
+    def _without_padding(self, hidden: Tensor, token_mask: Tensor | None) -> Tensor:
+        """Masked tokens become 0: whatever padding holds must reach neither an output nor a gradient."""
         check_hidden(hidden, self.gate.hidden_size)
-        tokens_TD = hidden.reshape(-1, hidden.shape[-1])
         mask_T = flat_mask(token_mask, tuple(hidden.shape[:-1]), hidden)
-        return tokens_TD if mask_T is None else tokens_TD.masked_fill(~mask_T[:, None], 0.0)
+        return hidden if mask_T is None else hidden.masked_fill(~mask_T.view(hidden.shape[:-1])[..., None], 0.0)
 
     def _noise_scale(self, hidden: Tensor) -> Tensor | None:
         return self.gate.noise_scale(hidden) if self.training and isinstance(self.rule.noise, LearnedNoise) else None
