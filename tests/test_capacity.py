@@ -255,3 +255,12 @@ def test_other_families_keep_within_it_too(name: str, overflow: str) -> None:
 def test_no_capacity_for_families_that_load_all_alike(name: str) -> None:
     with pytest.raises(ValueError, match="capacity has no meaning"):
         moegate.recipes.get(name)().replace(capacity=Capacity())
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
+def test_routers_of_varying_k_share_out_the_assignments_they_made(factor):
+    logits = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * 2
+    free = moegate.recipes.top_p(0.7)
+    chosen = int(moegate.route(logits, free).load.sum())
+    limited = moegate.route(logits, free.replace(capacity=moegate.Capacity(factor)))
+    assert limited.load.max() == min(math.ceil(chosen / 8 * factor), int(limited.selected_load.max()))

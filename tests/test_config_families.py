@@ -94,3 +94,8 @@ def test_group_limited_greedy(model_type):
 def test_table_is_in_step_with_transformers():
     missing = MODEL_TYPES.keys() - set(transformers.CONFIG_MAPPING.keys())
     assert not missing
+
+
+def test_a_score_that_the_models_code_does_not_use_is_refused():
+    with pytest.raises(ValueError, match="mixtral.*uses 'softmax'"):
+        moegate.RoutingRule.from_config({"model_type": "mixtral", "num_experts_per_tok": 2, "scoring_func": "sigmoid"})

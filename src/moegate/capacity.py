@@ -88,7 +88,8 @@ class Capacity(Part):
     """A limit on the assignments of each expert.
 
     Args:
-        factor: the capacity factor of ``capacity``.
+        factor: the capacity factor of ``capacity``: 1.0 is room for all assignments at perfect balance. Where k differs
+            from token to token, the assignments that were made are counted.
         min_capacity: at least this many assignments each.
         multiple_of: capacity rounded up to a multiple of this.
         drop: who keeps a place in a full expert. ``"position"``: first choices before second choices, earlier
@@ -96,7 +97,8 @@ class Capacity(Part):
             a random order in training, position in evaluation, where nothing is drawn. ``"batch_priority"``: first
             choices first, tokens with the greatest best weight first (V-MoE, arXiv 2106.05974).
         overflow: ``"drop"``: the assignment is lost, and the token passes by the residual connection alone if it
-            has no other. ``"reroute"``: it goes to the token's next best expert that has room.
+            has no other. ``"reroute"``: it goes to the token's next best expert that has room, also one outside the
+            groups that a grouped selection kept.
 
     Example:
         >>> import torch, moegate
@@ -121,10 +123,10 @@ class Capacity(Part):
         """The capacity of each expert for a batch of ``num_tokens`` tokens."""
         return capacity(num_tokens, num_experts, self.factor, top_k, self.min_capacity, self.multiple_of)
 
-    def limit_of_real_tokens(self, real_tokens: Tensor, num_experts: int, top_k: int) -> Tensor:
-        """The same for a count of real tokens that is a tensor."""
+    def limit_of_assignments(self, assignments: Tensor, num_experts: int) -> Tensor:
+        """The capacity of each expert for a number of assignments that is a tensor: real tokens times k."""
         return capacity_of_real_tokens(
-            real_tokens, num_experts, self.factor, top_k, self.min_capacity, self.multiple_of
+            assignments, num_experts, self.factor, min_capacity=self.min_capacity, multiple_of=self.multiple_of
         )
 
     def assignment_order(

@@ -228,6 +228,7 @@ def _read(values: Mapping[str, Any], name: str) -> Any:
 
 def _implied(model_type: str, names: Mapping[str, Any]) -> dict[str, Any]:
     if model_type in MODEL_TYPES:
+        _check_scoring(model_type, names)
         scoring = names.get("scoring_func", "softmax")
         words = _SCORING_WORDS.get(model_type, {})
         return ({"scoring_func": words[scoring]} if scoring in words else {}) | MODEL_TYPES[model_type]
@@ -238,6 +239,16 @@ def _implied(model_type: str, names: Mapping[str, Any]) -> dict[str, Any]:
         f"normalises.{_nearest_type(model_type)} Read it in the model's code and pass the routing names as a dict, "
         "with scoring_func and norm_topk_prob and without model_type."
     )
+
+
+def _check_scoring(model_type: str, names: Mapping[str, Any]) -> None:
+    """A configuration that names another score than its model's code uses would be read wrongly either way."""
+    named, used = names.get("scoring_func"), MODEL_TYPES[model_type].get("scoring_func")
+    if named in _SCORES and used in _SCORES and _SCORES[named] != _SCORES[used]:
+        raise ValueError(
+            f"scoring_func={named!r}, but the code of the model type {model_type!r} uses {used!r}: "
+            "leave scoring_func out, or pass the routing names without model_type."
+        )
 
 
 def _nearest_type(model_type: str) -> str:

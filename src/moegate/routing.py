@@ -183,7 +183,8 @@ def _limited(routing: Routing, capacity: Capacity, candidates: Candidates, assig
     """The routing after a capacity: assignments without a place are dropped, or go elsewhere."""
     num_experts = routing.num_experts
     index_TK = routing.expert_index
-    limit = capacity.limit_of_real_tokens(routing.real_tokens, num_experts, routing.top_k)
+    # Assignments are real tokens times k, and the same count serves routers whose k differs from token to token.
+    limit = capacity.limit_of_assignments((index_TK >= 0).sum(), num_experts)
     order_N = capacity.assignment_order(index_TK, routing.weights, candidates.training, candidates.generator)
     kept_TK = keep_within(index_TK, order_N, limit.expand(num_experts))
     if capacity.overflow == "drop":

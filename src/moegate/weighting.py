@@ -38,14 +38,9 @@ class Weighting(Part):
             raise ValueError(f"eps must not be negative, got {self.eps}.")
         check_choice("apply_to", self.apply_to, ("output", "input"))
 
-    def weigh(self, chosen_TK: Tensor, expert_scale_TK: Tensor | None = None) -> Tensor:
-        """``[T, K]`` weights from the raw weights of the chosen experts (0 in empty slots).
-
-        ``expert_scale_TK`` is a factor per expert, gathered at the chosen ones and applied last.
-        """
+    def weigh(self, chosen_TK: Tensor) -> Tensor:
+        """``[T, K]`` weights from the raw weights of the chosen experts (0 in empty slots)."""
         weights_TK = chosen_TK
         if self.renormalize:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + self.eps)
-        if self.scale != 1.0:
-            weights_TK = weights_TK * self.scale
-        return weights_TK if expert_scale_TK is None else weights_TK * expert_scale_TK
+        return weights_TK if self.scale == 1.0 else weights_TK * self.scale

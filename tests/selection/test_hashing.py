@@ -91,3 +91,15 @@ def test_ids_that_are_none(ids: object, error: type[Exception]) -> None:
 def test_a_seed_that_is_none() -> None:
     with pytest.raises(TypeError, match="seed must be an integer"):
         moegate.selection.Hash(1, seed="a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40 - 1])
+def test_every_seed_that_is_allowed_routes(seed: int) -> None:
+    ids = torch.tensor([0, 1, 129279])
+    assert hashed_experts(ids, 8, 2, seed).shape == (3, 2)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40])
+def test_other_seeds_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed must lie between 0"):
+        moegate.selection.Hash(1, seed)

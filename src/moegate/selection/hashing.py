@@ -11,6 +11,9 @@ from moegate.ops.ordered_topk import topk_by_key
 from moegate.parts import check_integer, check_positive_integer
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
 
+# Shifted past the token ids, a seed still has to fit into int64.
+_SEEDS = 1 << 40
+
 
 @dataclass(frozen=True, repr=False)
 class Hash(Selection):
@@ -35,6 +38,8 @@ class Hash(Selection):
     def __post_init__(self) -> None:
         check_positive_integer("top_k", self.top_k)
         check_integer("seed", self.seed)
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed must lie between 0 and {_SEEDS - 1}, got {self.seed}.")
 
     def check(self, num_experts: int) -> None:
         check_top_k(self.top_k, num_experts)
