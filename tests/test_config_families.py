@@ -97,5 +97,5 @@ def test_table_is_in_step_with_transformers():
 
 
 def test_a_score_that_the_models_code_does_not_use_is_refused():
-    with pytest.raises(ValueError, match="mixtral.*uses 'softmax'"):
+    with pytest.raises(ValueError, match=r"mixtral.*uses 'softmax'"):
         moegate.RoutingRule.from_config({"model_type": "mixtral", "num_experts_per_tok": 2, "scoring_func": "sigmoid"})
