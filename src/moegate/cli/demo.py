@@ -10,14 +10,14 @@ from rich.console import Console
 
 from moegate.cli.sweep import run_and_print
 
-LANGUAGE_MODEL = {"num_layers": 2, "evaluation_windows": 8}
+LANGUAGE_MODEL = {"num_layers": 2, "batch_size": 4, "sequence_length": 128}
 
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(help="Runs of each variant in the K table.")] = 3,
     image_steps: Annotated[int, typer.Option(help="Optimizer steps of each image model.")] = 600,
-    text_steps: Annotated[int, typer.Option(help="Optimizer steps of the language model.")] = 400,
+    text_steps: Annotated[int, typer.Option(help="Optimizer steps of the language model.")] = 1200,
 ) -> None:
     """Train on real data, compare K = 1, 2, 4, 8, and open a page that shows what the router did.
 

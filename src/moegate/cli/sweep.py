@@ -78,7 +78,7 @@ def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) ->
     Raises:
         typer.Exit: the sweep was interrupted.
     """
-    from moegate.lab.sweep import make_rows, print_table, read_runs, run_sweep
+    from moegate.lab.sweep import finished_rows, print_table, run_sweep
     from moegate.lab.training.loop import Interrupted
     from moegate.lab.training.progress import make_reporter
 
@@ -89,7 +89,7 @@ def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) ->
         rows = run_sweep(plan, output, resume=resume, reporter=reporter)
     except (Interrupted, KeyboardInterrupt):
         reporter.close()
-        print_table(console, make_rows(read_runs(output)), f"{output.name}, so far")
+        print_table(console, finished_rows(plan, output), f"{output.name}, so far")
         console.print("Stopped. Go on with the same command and --resume.")
         raise typer.Exit(130) from None
     finally:

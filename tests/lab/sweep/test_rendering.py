@@ -18,6 +18,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "metric": "accuracy",
         "mean": 0.9512,
         "ci95": 0.0034,
+        "difference": 0.0061,
+        "difference_ci95": 0.0022,
         "tokens_per_second": 12345.6,
         "tokens_per_second_ci95": 78.9,
         "inference_tokens_per_second": 99999.0,
@@ -44,7 +46,7 @@ def printed(rows: list[dict[str, Any]], width: int) -> str:
 def test_markdown_has_every_column() -> None:
     heading, rule, line = markdown_table([row()]).splitlines()
     assert heading.count("|") == rule.count("|") == line.count("|")
-    for text in ("95.12 ± 0.34", "12,346 ± 79", "98.7", "0.12", "1.88", "400", "1,000"):
+    for text in ("95.12 ± 0.34", "+0.61 ± 0.22", "12,346 ± 79", "98.7", "0.12", "1.88", "400", "1,000"):
         assert f" {text} |" in line
 
 
@@ -66,6 +68,12 @@ def test_no_number_is_cut_at_the_usual_widths(width: int) -> None:
     assert "12,346 ± 79" in text
     assert "…" not in text
     assert ("1,000" in text) == (width == 200)
+
+
+def test_the_reference_has_no_difference_and_a_loss_is_signed() -> None:
+    lines = markdown_table([row(difference=None, difference_ci95=None), row(difference=-0.01)]).splitlines()
+    assert "| 95.12 ± 0.34 | – |" in lines[2]
+    assert "| -1.00 ± 0.22 |" in lines[3]
 
 
 def test_looking_ahead_is_starred_and_explained() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moegate.lab.sweep import Axes, SweepPlan, make_rows, read_runs, run_sweep
+from moegate.lab.sweep import Axes, SweepPlan, finished_rows, make_rows, read_runs, run_sweep
+from moegate.lab.sweep.table import MEANS
 from moegate.lab.training import Interrupted
 from moegate.lab.training.progress import SilentReporter, StepReport
 from moegate.report import write_report
@@ -98,6 +99,44 @@ def test_the_table_is_what_the_runs_say(finished: Path) -> None:
         assert row["causal"] is (row["router"] != "expert_choice")
 
 
+def test_rows_are_in_the_order_of_the_axes(finished: Path) -> None:
+    rows = json.loads((finished / "table.json").read_text())["rows"]
+    found = [(row["control"], row["router"], row["top_k"]) for row in rows]
+    assert found == [
+        (control, router, k)
+        for control, router in ((None, "topk"), (None, "expert_choice"), ("dense", "topk"), ("frozen", "topk"))
+        for k in (1, 2)
+    ]
+
+
+def test_differences_are_taken_seed_by_seed(finished: Path) -> None:
+    reference, *others = finished_rows(PLAN, finished)
+    assert reference["difference"] is reference["difference_ci95"] is None
+
+    def values(prefix: str) -> list[float]:
+        paths = [finished / "cells" / f"{prefix}-s{seed}" / "evaluation.json" for seed in range(3)]
+        return [json.loads(path.read_text())["value"] for path in paths]
+
+    first = values("topk-k1-aux")
+    for row, prefix in zip(others, ("topk-k2-aux", "expert_choice-k1-none", "expert_choice-k2-none"), strict=False):
+        differences = np.array(values(prefix)) - first
+        assert row["difference"] == pytest.approx(differences.mean())
+        expected = stats.t.ppf(0.975, 2) * stats.sem(differences)
+        assert row["difference_ci95"] == pytest.approx(expected)
+
+
+def test_seeds_without_a_partner_do_not_enter_the_difference() -> None:
+    def run(top_k: int, seed: int, value: float) -> Any:
+        cell = {"router": "topk", "top_k": top_k, "balance": "aux", "seed": seed, "control": None}
+        numbers = dict.fromkeys(MEANS, 1.0)
+        evaluation = {"metric": "accuracy", "value": value, "tokens_per_second": 1.0, **numbers}
+        return {"cell": cell, "top_k": top_k, "parameters": 1, "active_parameters": 1, "causal": True}, evaluation
+
+    rows = make_rows([run(1, 0, 0.5), run(1, 1, 0.6), run(2, 1, 0.7), run(2, 2, 0.9)])
+    assert rows[1]["difference"] == pytest.approx(0.1)
+    assert rows[1]["difference_ci95"] is None
+
+
 def test_the_csv_says_what_the_json_says(finished: Path) -> None:
     rows = json.loads((finished / "table.json").read_text())["rows"]
     with (finished / "table.csv").open(newline="") as file:
@@ -135,7 +174,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished: Path, tmp_path:
     assert reporter.total == (24, 4)
     assert len(reporter.started) == 20
     assert reporter.started[0] == ("dense control K=1, seed 0", 2)
-    assert strip(rows) == strip(make_rows(read_runs(finished)))
+    assert strip(rows) == strip(finished_rows(PLAN, finished))
 
 
 def test_a_sweep_is_never_written_over_unasked(finished: Path) -> None:

@@ -59,6 +59,9 @@ def columns(metric: str) -> tuple[Column, ...]:
         Column("experts/token", lambda row: _or_dash(row["experts_per_token"], "{:.2f}"), always=False),
         Column("balance", lambda row: str(row["balance"])),
         Column(heading, lambda row: interval(row["mean"], row["ci95"], digits, scale)),
+        Column(
+            "difference", lambda row: _signed(row["difference"], row["difference_ci95"], digits, scale), always=False
+        ),
         Column("tokens/s", lambda row: interval(row["tokens_per_second"], row["tokens_per_second_ci95"], 0)),
         Column("inference tokens/s", lambda row: _or_dash(row["inference_tokens_per_second"], "{:,.0f}"), always=False),
         Column("used %", lambda row: _or_dash(row["utilization"], "{:.1%}").rstrip("%")),
@@ -113,12 +116,23 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 
 def table_note(rows: Sequence[Row]) -> str:
-    """Return what a reader of the table must know."""
-    seeds = max(row["seeds"] for row in rows)
-    note = "± is the half width of the 95 % interval of the mean over seeds (Student's t)." if seeds > 1 else ""
-    note = note or "One seed: no interval, so small differences say nothing."
-    note += "\nused %: effective experts, exp(entropy of the load), of all. MaxVio: the busiest expert's excess load."
-    return note if all(row["causal"] for row in rows) else f"{note}\n{LOOKS_AHEAD}"
+    """Return what a reader of the table must know, a sentence a line."""
+    several = max(row["seeds"] for row in rows) > 1
+    lines = [
+        "± is the half width of the 95 % interval of the mean over seeds (Student's t)."
+        if several
+        else "One seed: no interval, so small differences say nothing.",
+        "difference: to the first routed row, seed by seed." if several else "",
+        "used %: effective experts, exp(entropy of the load). MaxVio: the busiest expert's excess.",
+        "" if all(row["causal"] for row in rows) else LOOKS_AHEAD,
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _signed(difference: float | None, half_width: float | None, digits: int, scale: float) -> str:
+    if difference is None:
+        return "–"
+    return ("+" if difference > 0 else "") + interval(difference, half_width, digits, scale)
 
 
 def _markdown_line(cells: Any) -> str:

@@ -92,11 +92,11 @@ def run_sweep(
     write_json(directory / "sweep.json", description)
     left = [cell for cell in grid.cells if not RunDirectory(directory / "cells" / cell.id).is_done()]
     reporter.runs(len(grid.cells), len(grid.cells) - len(left))
-    rows = _table_of(directory)
+    rows = _table_of(directory, plan)
     for cell in left:
         run = RunOptions(resume=True, reporter=reporter, title=cell.title, extra={"cell": cell.to_dict()})
         train(plan.config(cell), directory / "cells" / cell.id, run)
-        rows = _table_of(directory)
+        rows = _table_of(directory, plan)
     write_json(directory / "sweep.json", {**description, "finished": True})
     return rows
 
@@ -125,8 +125,17 @@ def claim_sweep(plan: SweepPlan, directory: Path, *, resume: bool) -> dict[str, 
     return found
 
 
-def _table_of(directory: Path) -> list[dict[str, Any]]:
+def finished_rows(plan: SweepPlan, directory: Path) -> list[dict[str, Any]]:
+    """Return the rows of the cells that are finished, in the order of the axes.
+
+    Raises:
+        FileNotFoundError: no sweep here.
+    """
+    return make_rows(read_runs(directory, [cell.id for cell in plan.grid().cells]))
+
+
+def _table_of(directory: Path, plan: SweepPlan) -> list[dict[str, Any]]:
     (directory / "cells").mkdir(exist_ok=True)
-    rows = make_rows(read_runs(directory))
+    rows = finished_rows(plan, directory)
     write_table(directory, rows)
     return rows

@@ -30,7 +30,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "num_layers": 4,
         "steps": 1000,
         "batch_size": 8,
-        "learning_rate": 3e-3,
+        "learning_rate": 2e-3,
         "warmup_steps": 50,
         "log_every": 10,
     },
