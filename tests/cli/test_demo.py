@@ -67,7 +67,7 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     config = TrainConfig.create(task="text", steps=3, seed=7, **demo.LANGUAGE_MODEL)
     (output / "language_model").mkdir(parents=True)
-    described = {"schema": 1, "status": "running", "config": config.to_dict()}
+    described = {"schema": 1, "status": "running", "config": config.to_dict(), "software": {}}
     (output / "language_model" / "run.json").write_text(json.dumps(described))
     result = call(output)
     assert result.exit_code != 0

@@ -81,8 +81,7 @@ def run_train(
     console = Console(soft_wrap=True)
     use_threads(threads)
     reporter = make_reporter(console)
-    title = f"{config.task} {config.router} K={config.top_k}"
-    options = RunOptions(resume, check_services(services), reporter, title)
+    options = RunOptions(resume, check_services(services), reporter, title=output.name)
     try:
         evaluation = train(config, output, options)
     except Interrupted as stopped:

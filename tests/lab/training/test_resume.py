@@ -225,6 +225,16 @@ def test_other_data_are_refused(tmp_path: Path, tiny: Any, corpus: Path) -> None
         train(config, tmp_path / "run", RunOptions(resume=True))
 
 
+def test_other_software_is_warned_of(tmp_path: Path, tiny: Any) -> None:
+    with pytest.raises(Stop):
+        train(tiny(), tmp_path / "run", RunOptions(reporter=CrashAt(5)))
+    path = tmp_path / "run" / "run.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps({**described, "software": {**described["software"], "threads": 64}}))
+    with pytest.warns(UserWarning, match=r"threads 64 → 1: its numbers may differ"):
+        train(tiny(), tmp_path / "run", RunOptions(resume=True))
+
+
 def test_a_run_is_never_written_over_unasked(tmp_path: Path, tiny: Any) -> None:
     train(tiny(steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match=r"already holds a run.*--resume"):

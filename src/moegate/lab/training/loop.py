@@ -89,6 +89,7 @@ def train(config: TrainConfig, directory: Path, options: RunOptions | None = Non
         task = make_task(config)
         if continued:
             run.check_data(task.fingerprint)
+            run.warn_of_other_software()
         state = initial_state(config)
         if continued and run.checkpoint.is_file():
             restore(state, load_checkpoint(run.checkpoint))

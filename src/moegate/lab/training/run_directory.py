@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -99,6 +100,19 @@ class RunDirectory:
             raise ValueError(
                 f"The run in {self.path} was started with other data (another corpus, or other versions of the "
                 "packages it is read from), so it can't be continued. Restore them, or choose another --output."
+            )
+
+    def warn_of_other_software(self) -> None:
+        """Warn if the run goes on with another version of PyTorch or number of threads: sums may then round anew."""
+        before, here = self.read_description()["software"], software()
+        changed = [
+            f"{name} {before[name]} → {here[name]}" for name in ("torch", "threads") if before[name] != here[name]
+        ]
+        if changed:
+            warnings.warn(
+                f"The run in {self.path} goes on with {', '.join(changed)}: its numbers may differ in the last digits "
+                "from those of an uninterrupted run.",
+                stacklevel=3,
             )
 
 
