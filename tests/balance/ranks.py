@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import moegate
 from moegate.balance import controllers, losses
@@ -28,7 +30,7 @@ def controllers_under_test() -> dict[str, controllers.BiasController]:
     }
 
 
-def updated(tokens: slice, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def updated(tokens: slice, batches: list[Tensor]) -> dict[str, Tensor]:
     """The biases after one update per batch."""
     biases = {}
     for name, controller in controllers_under_test().items():
@@ -38,6 +40,39 @@ def updated(tokens: slice, batches: list[torch.Tensor]) -> dict[str, torch.Tenso
             controller.update(bias)
         biases[name] = bias
     return biases
+
+
+class Model(nn.Module):
+    """A router that owns its controllers, as a model that is wrapped for data-parallel training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(NUM_EXPERTS, NUM_EXPERTS, bias=False)
+        nn.init.eye_(self.gate.weight)
+        self.controllers = nn.ModuleDict(controllers_under_test())
+
+    def forward(self, inputs: Tensor) -> moegate.Routing:
+        return moegate.route(self.gate(inputs), RULE)
+
+
+def counted(model: nn.Module, owners: nn.ModuleDict, batches: list[Tensor], part: slice) -> dict[str, Tensor]:
+    """What the controllers hold after an update, and two micro-batches into the next step."""
+    result = {}
+    for name, controller in owners.items():
+        bias = torch.zeros(NUM_EXPERTS)
+        for count in (2, 2):
+            for inputs in batches[:count]:
+                controller.observe(model(inputs[part]))
+            result[f"{name}.load"] = controller.load.clone()
+            result[f"{name}.reduced"] = controller.reduce(None)
+            if isinstance(controller, controllers.QuantileBias):
+                result[f"{name}.histogram"] = controller.histogram.clone()
+                controller.forget()
+                for inputs in batches[:count]:
+                    controller.observe(model(inputs[part]))
+            controller.update(bias)
+        result[f"{name}.bias"] = bias
+    return result
 
 
 def main(rank: int, folder: Path) -> None:
@@ -56,7 +91,12 @@ def main(rank: int, folder: Path) -> None:
     for micro_batch in data["batches"]:
         last = moegate.route(micro_batch[PARTS[rank]], RULE)
         accumulated = losses.global_load_balance(last, load=accumulator.add(last))
+    model = Model()
+    wrapped = DistributedDataParallel(model)
+    bare = Model()
     result = {
+        "under_ddp": counted(wrapped, model.controllers, data["batches"], PARTS[rank]),
+        "without_ddp": counted(bare, bare.controllers, data["batches"], PARTS[rank]),
         "plain": plain.detach(),
         "weighted": weighted.detach(),
         "plain_gradient": plain_gradient,

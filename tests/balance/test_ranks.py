@@ -96,3 +96,16 @@ def test_controllers_agree_with_one_process_on_every_rank(name: str, ranks, data
     assert expected.abs().max() > 0.01
     for rank in ranks:
         torch.testing.assert_close(rank["biases"][name], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", list(RANKS.controllers_under_test()))
+def test_ddp_leaves_the_counts_of_each_rank_alone(name: str, ranks, data) -> None:
+    """DDP overwrites the buffers of the other ranks with those of rank 0 before every forward."""
+    whole = [moegate.route(logits, RANKS.RULE).selected_load for logits in data["batches"][:2]]
+    assert not torch.equal(ranks[0]["under_ddp"][f"{name}.load"], ranks[1]["under_ddp"][f"{name}.load"])
+    for rank in ranks:
+        assert torch.equal(rank["under_ddp"][f"{name}.reduced"], whole[0] + whole[1])
+        keys = [key for key in rank["without_ddp"] if key.startswith(name)]
+        assert len(keys) >= 3
+        for key in keys:
+            torch.testing.assert_close(rank["under_ddp"][key], rank["without_ddp"][key], rtol=0, atol=0)

@@ -1,9 +1,12 @@
 """What every controller promises, checked for each of them."""
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -164,6 +167,91 @@ def test_a_checkpoint_continues_to_the_same_bits(make: Callable[[], BiasControll
         owner.observe(routed(value, seed=5))
         owner.update(value)
     assert torch.equal(bias, resumed_bias)
+
+
+@every_controller
+def test_counts_are_no_buffers_but_plain_tensors_of_the_state_dict(make: Callable[[], BiasController]) -> None:
+    """Buffers of a module inside a DDP model are overwritten with those of rank 0 before every forward."""
+    model = torch.nn.Sequential(make())
+    controller = model[0]
+    controller.observe(routed(torch.zeros(6)))
+    pending = {"0.load"} | ({"0.histogram"} if isinstance(controller, QuantileBias) else set())
+    assert not pending & {name for name, _ in model.named_buffers()}
+    saved = model.state_dict()
+    assert pending <= set(saved)
+    for value in saved.values():
+        assert type(value) is Tensor and value.dtype in (torch.int64, torch.float32) and not value.requires_grad
+    assert saved["0.load"].any()
+    assert torch.equal(load(save(saved))["0.load"], controller.load)  # safetensors
+    keys = list(saved)
+    for values in (model.state_dict(keep_vars=True), copy.deepcopy(model).state_dict()):
+        assert list(values) == keys
+        for name, value in values.items():
+            assert torch.equal(value, saved[name])
+
+
+@every_controller
+def test_a_copy_counts_for_itself(make: Callable[[], BiasController]) -> None:
+    controller = make()
+    controller.observe(routed(torch.zeros(6)))
+    copied = copy.deepcopy(controller)
+    copied.observe(routed(torch.zeros(6)))
+    assert torch.equal(copied.load, 2 * controller.load)
+    restored = pickle.loads(pickle.dumps(copied))
+    assert torch.equal(restored.load, copied.load)
+
+
+@every_controller
+def test_counts_load_as_buffers_do(make: Callable[[], BiasController]) -> None:
+    controller = make()
+    controller.observe(routed(torch.zeros(6)))
+    saved = state(controller)
+    with torch.device("meta"):
+        assigned = make()
+    assert assigned.load.is_meta
+    assigned.load_state_dict(saved, assign=True)
+    assert torch.equal(assigned.load, controller.load)
+    assigned.observe(routed(torch.zeros(6)))
+    assert torch.equal(assigned.load, 2 * controller.load)
+    assert not any(name == "load" for name, _ in assigned.named_buffers())
+
+    without = {name: value for name, value in saved.items() if name != "load"}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "load"'):
+        make().load_state_dict(without)
+    assert make().load_state_dict(without, strict=False).missing_keys == ["load"]
+    with pytest.raises(RuntimeError, match="size mismatch for load"):
+        make().load_state_dict(saved | {"load": torch.zeros(5, dtype=torch.int64)})
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "loaf"'):
+        make().load_state_dict(saved | {"loaf": saved["load"]})
+
+
+@every_controller
+def test_counts_move_with_the_module(make: Callable[[], BiasController]) -> None:
+    model = torch.nn.Sequential(make()).to("meta")
+    assert model[0].load.is_meta and all(value.is_meta for value in model.state_dict().values())
+    model.to_empty(device="cpu")
+    model[0].forget()
+    model[0].observe(routed(torch.zeros(6)))
+    assert torch.equal(model[0].load, routed(torch.zeros(6)).selected_load)
+
+
+def test_a_state_of_its_own_controller_is_held_by_one_line() -> None:
+    class SecondChoices(BiasController):
+        seconds: Tensor
+
+        def __init__(self) -> None:
+            super().__init__(NUM_EXPERTS)
+            self.register_pending("seconds", torch.zeros(NUM_EXPERTS, dtype=torch.int64))
+
+        def step(self, load_E: Tensor) -> Tensor:
+            return torch.zeros(NUM_EXPERTS)
+
+    controller = SecondChoices()
+    controller.seconds += 3
+    assert "seconds" in controller.state_dict() and "seconds" not in dict(controller.named_buffers())
+    assert "seconds" not in repr(controller)
+    controller.forget()
+    assert not controller.seconds.any()
 
 
 @every_controller

@@ -1,7 +1,9 @@
 """What all controllers share: counting, reducing, freezing, and state that keeps its precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,8 +24,9 @@ class BiasController(nn.Module, ABC):
       per optimizer step. Where no token was observed on any rank it changes nothing.
     - In evaluation mode (``controller.eval()``, or that of the model it is part of) both do nothing. That is
       also how to freeze a bias.
-    - All state is in buffers (int64 and float32), in the state dict, and stays float32 under
-      ``.to(bfloat16)``.
+    - All state is int64 and float32 tensors in the state dict, and stays float32 under ``.to(bfloat16)``.
+    - What was counted since the last update belongs to this rank, so it is not in buffers: inside a model that
+      ``DistributedDataParallel`` wraps, buffers are overwritten with those of rank 0 before every forward.
 
     The bias has to be float32: a bfloat16 bias of 0.5 or more rounds steps of 0.001 away, and stalls.
     """
@@ -36,7 +39,17 @@ class BiasController(nn.Module, ABC):
         if num_experts < 1:
             raise ValueError(f"num_experts={num_experts}: a controller needs at least one expert.")
         self.num_experts = num_experts
-        self.register_buffer("load", torch.zeros(num_experts, dtype=torch.int64))
+        self._pending: list[str] = []
+        self.register_pending("load", torch.zeros(num_experts, dtype=torch.int64))
+
+    def register_pending(self, name: str, counts: Tensor) -> None:
+        """Hold ``counts`` as ``self.<name>``: in the state dict, moved with the module, cleared by ``forget``.
+
+        For what a controller observes between two updates, which differs from rank to rank. State that is the same
+        on all ranks belongs in a buffer.
+        """
+        setattr(self, name, counts)
+        self._pending.append(name)
 
     @abstractmethod
     def step(self, load_E: Tensor) -> Tensor:
@@ -52,7 +65,10 @@ class BiasController(nn.Module, ABC):
                 f"the routing has {routing.num_experts} experts, the controller has {self.num_experts}: make "
                 "one controller per layer, with that layer's number of experts."
             )
-        self.load += routing.selected_load.to(self.load.device)
+        # A wrapper that moves buffers one by one (fully_shard) leaves the counts behind; they follow the tokens.
+        for name in self._pending:
+            setattr(self, name, getattr(self, name).to(routing.selected_index.device))
+        self.load += routing.selected_load
 
     @torch.no_grad()
     def update(self, bias: Tensor, *, process_group: dist.ProcessGroup | None = None) -> None:
@@ -72,7 +88,8 @@ class BiasController(nn.Module, ABC):
             return
         load_E = self.reduce(process_group)
         if load_E.sum() > 0:
-            bias += self.step(load_E).to(bias.device)
+            state = next(self.buffers(recurse=False), load_E)
+            bias += self.step(load_E.to(state.device)).to(bias.device)
         self.forget()
 
     def reduce(self, process_group: dist.ProcessGroup | None) -> Tensor:
@@ -81,22 +98,44 @@ class BiasController(nn.Module, ABC):
 
     def forget(self) -> None:
         """Clear what was observed since the last update."""
-        self.load.zero_()
+        for name in self._pending:
+            getattr(self, name).zero_()
 
     def extra_repr(self) -> str:
         """The settings, for ``repr``."""
-        names = (name for name in vars(self) if not name.startswith("_") and name != "training")
+        hidden = {"training", *self._pending}
+        names = (name for name in vars(self) if not name.startswith("_") and name not in hidden)
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BiasController":
         # .to(bfloat16) and .half() go through here; state must not be rounded on the way.
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # nn.Module leaves it untyped
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
+        with self._pending_as_buffers():
+            before = dict(self.named_buffers(recurse=False))
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # nn.Module leaves it untyped
+            for name, buffer in before.items():
+                moved = self._buffers[name]
+                if moved is not None and moved.dtype != buffer.dtype:
+                    self._buffers[name] = buffer.to(moved.device)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self._pending_as_buffers():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        with self._pending_as_buffers():
+            super()._load_from_state_dict(*arguments)
+
+    @contextmanager
+    def _pending_as_buffers(self) -> Iterator[None]:
+        """While the block runs, pending counts are buffers: PyTorch's own way to save, load, assign and move them."""
+        for name in self._pending:
+            self._buffers[name] = vars(self).pop(name)
+        try:
+            yield
+        finally:
+            for name in self._pending:
+                vars(self)[name] = self._buffers.pop(name)
 
 
 def violation(load_E: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class QuantileBias(BiasController):
         self.rate = rate
         self.span = span
         self.num_bins = num_bins
-        self.register_buffer("histogram", torch.zeros(num_experts, num_bins, dtype=torch.int64))
+        self.register_pending("histogram", torch.zeros(num_experts, num_bins, dtype=torch.int64))
 
     @torch.no_grad()
     def observe(self, routing: Routing) -> None:
@@ -88,18 +88,13 @@ class QuantileBias(BiasController):
     def _count(self, shortfall_TE: Tensor) -> None:
         unit_TE = (shortfall_TE.clamp(-self.span, self.span) / self.span + 1) / 2
         bin_TE = (unit_TE * self.num_bins).to(torch.int64).clamp(max=self.num_bins - 1)
-        bin_ET = bin_TE.T.contiguous().to(self.histogram.device)
+        bin_ET = bin_TE.T.contiguous()
         self.histogram.scatter_add_(1, bin_ET, torch.ones_like(bin_ET))
 
     def reduce(self, process_group: dist.ProcessGroup | None) -> Tensor:
         """The counts of all ranks; the histogram becomes that of all ranks too."""
         self.histogram.copy_(sum_over_ranks(self.histogram, process_group))
         return super().reduce(process_group)
-
-    def forget(self) -> None:
-        """Clear the counts and the histogram."""
-        super().forget()
-        self.histogram.zero_()
 
     def step(self, load_E: Tensor) -> Tensor:
         """The way to the quantile, times ``rate``, mean-free."""
