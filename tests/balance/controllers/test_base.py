@@ -27,7 +27,7 @@ SKEW = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -2.0])
 
 MAKERS: dict[str, Callable[[], BiasController]] = {
     "sign": lambda: SignBias(NUM_EXPERTS, rate=0.01),
-    "sign_uncentred": lambda: SignBias(NUM_EXPERTS, rate=0.01, centre=False),
+    "sign_centred": lambda: SignBias(NUM_EXPERTS, rate=0.01, centre=True),
     "proportional": lambda: ProportionalBias(NUM_EXPERTS, rate=0.01),
     "pid": lambda: PIDBias(NUM_EXPERTS, kp=0.01, ki=0.01, kd=0.01),
     "quantile": lambda: QuantileBias(NUM_EXPERTS, TOP_K),
@@ -62,7 +62,7 @@ def test_the_mean_of_the_bias_stays(make: Callable[[], BiasController]) -> None:
     for seed in range(20):
         controller.observe(routed(bias, seed=seed))
         controller.update(bias)
-    if make is not MAKERS["sign_uncentred"]:
+    if make is not MAKERS["sign"]:
         assert bias.mean().item() == pytest.approx(5.0, abs=1e-5)
 
 
@@ -317,19 +317,72 @@ def test_the_reason_for_float32() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SignBias(0), "num_experts=0"),
-        (lambda: PIDBias(4, limit=0.0), "limit=0.0"),
+        (lambda: SignBias(0), "num_experts must be at least 1, got 0"),
         (lambda: SMEBUBias(4, momentum=1.0), "momentum=1.0"),
+        (lambda: SMEBUBias(4, momentum=float("nan")), "momentum must be a (finite )?number, got nan"),
         (lambda: QuantileBias(4, 4), "top_k=4 with 4 experts.*from 1 to 3"),
-        (lambda: QuantileBias(4, 0), "top_k=0"),
-        (lambda: QuantileBias(4, 1, span=0.0), "span=0.0"),
-        (lambda: QuantileBias(4, 1, num_bins=1), "num_bins=1"),
+        (lambda: QuantileBias(4, 0), "top_k must be at least 1, got 0"),
+        (lambda: QuantileBias(4, 1, num_bins=1), "num_bins must be at least 2, got 1"),
         (lambda: QuantileBias(6, 1).observe(routed(torch.zeros(6))), "top_k=2, the controller is for top_k=1"),
     ],
 )
 def test_bad_settings_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+KINDS = {
+    SignBias: ("rate",),
+    ProportionalBias: ("rate",),
+    PIDBias: ("kp", "ki", "kd"),
+    SMEBUBias: ("rate", "kappa"),
+    lambda experts, **gain: QuantileBias(experts, 1, **gain): ("rate",),
+}
+GAINS = [(kind, name) for kind, names in KINDS.items() for name in names]
+POSITIVE = [
+    (PIDBias, "limit"),
+    (lambda experts, **setting: QuantileBias(experts, 1, **setting), "span"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), GAINS + POSITIVE)
+@pytest.mark.parametrize("value", [-1, -1e-9, float("nan"), float("inf")])
+def test_a_gain_that_is_negative_or_not_finite_is_refused(
+    kind: Callable[..., BiasController], name: str, value: float
+) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a (finite )?number.*, got {value}"):
+        kind(4, **{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name"), [*GAINS, *POSITIVE, (SMEBUBias, "momentum")])
+@pytest.mark.parametrize("value", ["x", None, True, [1e-3]])
+def test_a_gain_that_is_no_number_is_refused(kind: Callable[..., BiasController], name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+        kind(4, **{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name"), GAINS)
+def test_a_gain_of_zero_leaves_the_bias(kind: Callable[..., BiasController], name: str) -> None:
+    assert getattr(kind(4, **{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize(("kind", "name"), POSITIVE)
+def test_a_range_of_zero_is_refused(kind: Callable[..., BiasController], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number greater than 0, got 0"):
+        kind(4, **{name: 0})
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("value", [4.0, "4", True, None])
+def test_experts_are_an_integer(kind: Callable[..., BiasController], value: object) -> None:
+    with pytest.raises(TypeError, match="num_experts must be an integer, got"):
+        kind(value)
+
+
+@pytest.mark.parametrize("name", ["top_k", "num_bins"])
+def test_the_counts_of_a_quantile_are_integers(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got 2.5"):
+        QuantileBias(6, **{"top_k": 2, name: 2.5})
 
 
 @every_controller

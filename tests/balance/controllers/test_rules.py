@@ -32,6 +32,19 @@ def test_sign_by_hand() -> None:
         assert delta.tolist() == [0.5 * value for value in expected]
 
 
+def test_sign_is_the_published_rule_unless_asked_to_centre() -> None:
+    """b += γ · sign(n̄ - n): every step is 0 or γ, also where n̄ = 3/4 lies between the counts."""
+    bias = torch.zeros(4)
+    controller = SignBias(4, rate=1e-3)
+    logits = torch.tensor([[9.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]])
+    controller.observe(moegate.route(logits, moegate.recipes.switch(), bias=bias))
+    assert controller.load.tolist() == [2, 1, 0, 0]
+    controller.update(bias)
+    assert torch.equal(bias, torch.tensor([-1e-3, -1e-3, 1e-3, 1e-3]))
+    # An expert that has exactly the mean stays where it is.
+    assert torch.equal(SignBias(4, rate=1e-3).step(torch.tensor([2, 1, 1, 0])), torch.tensor([-1e-3, 0.0, 0.0, 1e-3]))
+
+
 def test_sign_compares_exactly_where_floats_would_not() -> None:
     # The mean is 2^25 + 1/4: float32 sees four equal loads, and gives no expert a sign.
     load = torch.tensor([2**25 + 1, 2**25, 2**25, 2**25])
@@ -114,6 +127,24 @@ def test_quantile(score: moegate.scoring.Score, rate: float, top_k: int) -> None
     controller.observe(routing)
     controller.update(bias)
     np.testing.assert_allclose(bias.numpy(), expected, atol=2 * 2.0 / num_bins)
+
+
+@pytest.mark.parametrize("score", [moegate.scoring.Sigmoid(), moegate.scoring.Softmax()])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_quantile_of_a_routing_without_a_bias_is_that_of_a_bias_of_zero(
+    score: moegate.scoring.Score, top_k: int
+) -> None:
+    """Without a bias the selection may order by logits, but a bias is added to scores."""
+    rule = moegate.RoutingRule(moegate.selection.TopK(top_k), score=score, rank_by="logits")
+    (logits,) = batches(1)
+    biases = []
+    for given in (None, torch.zeros(5)):
+        controller, bias = QuantileBias(5, top_k), torch.zeros(5)
+        controller.observe(moegate.route(logits, rule, bias=given))
+        controller.update(bias)
+        biases.append(bias)
+    assert biases[1].any()
+    torch.testing.assert_close(*biases, rtol=0, atol=0)
 
 
 def test_quantile_survives_broken_rows_and_excluded_experts() -> None:

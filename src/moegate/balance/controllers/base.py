@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moegate.balance.reduction import sum_over_ranks
+from moegate.parts import check_number, check_positive_integer
 from moegate.records import Routing
 
 
@@ -36,8 +37,7 @@ class BiasController(nn.Module, ABC):
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
-        if num_experts < 1:
-            raise ValueError(f"num_experts={num_experts}: a controller needs at least one expert.")
+        check_positive_integer("num_experts", num_experts)
         self.num_experts = num_experts
         self._pending: list[str] = []
         self.register_pending("load", torch.zeros(num_experts, dtype=torch.int64))
@@ -148,6 +148,13 @@ def violation(load_E: Tensor) -> Tensor:
     # In float32 only after the exact integer difference: counts past 2^24 lose their last digits.
     total = load_E.sum()
     return (total - load_E * load_E.numel()).to(torch.float32) / total.to(torch.float32)
+
+
+def check_gain(name: str, value: float) -> None:
+    """Raises unless ``value`` is a finite number of at least 0; a gain of 0 has no effect."""
+    check_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
 
 
 def _check_bias(bias: Tensor, num_experts: int) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from moegate.balance.controllers.base import BiasController, violation
+from moegate.balance.controllers.base import BiasController, check_gain, violation
+from moegate.parts import check_positive
 
 
 class PIDBias(BiasController):
@@ -43,8 +44,9 @@ class PIDBias(BiasController):
         self, num_experts: int, *, kp: float = 2e-3, ki: float = 1e-3, kd: float = 0.0, limit: float = 1.0
     ) -> None:
         super().__init__(num_experts)
-        if limit <= 0:
-            raise ValueError(f"limit={limit}: the integral needs room; pass a positive limit, such as 1.0.")
+        for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):
+            check_gain(name, gain)
+        check_positive("limit", limit)
         self.kp = kp
         self.ki = ki
         self.kd = kd

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from moegate.balance.controllers.base import BiasController, violation
+from moegate.balance.controllers.base import BiasController, check_gain, violation
 
 
 class ProportionalBias(BiasController):
@@ -25,6 +25,7 @@ class ProportionalBias(BiasController):
 
     def __init__(self, num_experts: int, *, rate: float = 1e-3) -> None:
         super().__init__(num_experts)
+        check_gain("rate", rate)
         self.rate = rate
 
     def step(self, load_E: Tensor) -> Tensor:

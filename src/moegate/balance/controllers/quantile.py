@@ -4,8 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moegate.balance.controllers.base import BiasController
+from moegate.balance.controllers.base import BiasController, check_gain
 from moegate.balance.reduction import sum_over_ranks
+from moegate.parts import check_integer, check_positive, check_positive_integer
 from moegate.records import Routing
 
 
@@ -17,9 +18,10 @@ class QuantileBias(BiasController):
     subtracted. No step size: one update goes all the way (for the other experts' old biases), which balances
     within a few steps where a sign rule needs hundreds.
 
-    Computed from ``routing.ranking``, which holds ``s + b``: ``b_i += quantile_{K/E}(α_t - ranking_ti)``. The
-    values are kept as a histogram, so micro-batches and ranks add up in bounded memory (``E · num_bins``
-    integers); the quantile is interpolated within its bin.
+    Computed from ``c = routing.selection_scores``, which holds ``s + b``: ``b_i += quantile_{K/E}(α_t - c_ti)``.
+    (Not from ``routing.ranking``, which may hold logits where no bias was passed.) The values are kept as a
+    histogram, so micro-batches and ranks add up in bounded memory (``E · num_bins`` integers); the quantile is
+    interpolated within its bin.
 
     Made for plain top-k. With groups it balances a routing that ignores them.
 
@@ -53,13 +55,15 @@ class QuantileBias(BiasController):
         self, num_experts: int, top_k: int, *, rate: float = 1.0, span: float = 1.0, num_bins: int = 1000
     ) -> None:
         super().__init__(num_experts)
-        if not 1 <= top_k < num_experts:
+        check_positive_integer("top_k", top_k)
+        if top_k >= num_experts:
             raise ValueError(
                 f"top_k={top_k} with {num_experts} experts: there is something to balance for top_k from 1 "
                 f"to {num_experts - 1}."
             )
-        if span <= 0 or num_bins < 2:
-            raise ValueError(f"span={span}, num_bins={num_bins}: pass a positive span and at least 2 bins.")
+        check_gain("rate", rate)
+        check_positive("span", span)
+        check_integer("num_bins", num_bins, least=2)
         self.top_k = top_k
         self.rate = rate
         self.span = span
@@ -77,12 +81,13 @@ class QuantileBias(BiasController):
                 "it with the rule's own number of experts per token."
             )
         super().observe(routing)
-        ranking_TE = routing.ranking if routing.token_mask is None else routing.ranking[routing.token_mask]
+        scores_TE = routing.selection_scores
+        scores_TE = scores_TE if routing.token_mask is None else scores_TE[routing.token_mask]
         # A row with a NaN is a broken forward pass; counted, it would break the bias for good.
-        ranking_TE = ranking_TE[~ranking_TE.isnan().any(dim=-1)]
-        threshold_T1 = torch.topk(ranking_TE, self.top_k + 1, dim=-1).values[:, -1:]
+        scores_TE = scores_TE[~scores_TE.isnan().any(dim=-1)]
+        threshold_T1 = torch.topk(scores_TE, self.top_k + 1, dim=-1).values[:, -1:]
         # inf - inf where experts are masked out with -inf: they are as far from being selected as can be.
-        shortfall_TE = (threshold_T1 - ranking_TE).nan_to_num(nan=self.span)
+        shortfall_TE = (threshold_T1 - scores_TE).nan_to_num(nan=self.span)
         self._count(shortfall_TE)
 
     def _count(self, shortfall_TE: Tensor) -> None:

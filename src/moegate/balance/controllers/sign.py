@@ -3,25 +3,28 @@
 import torch
 from torch import Tensor
 
-from moegate.balance.controllers.base import BiasController
+from moegate.balance.controllers.base import BiasController, check_gain
 
 
 class SignBias(BiasController):
     """A fixed step up for every expert with too little, a fixed step down for every expert with too much.
 
-    ``b_i += rate · sign(n̄ - n_i)``. With ``centre`` the mean of the signs is subtracted, so the bias does
-    not drift as a whole (only its differences select). It holds no state but the counts. The steps do not
-    shrink near balance, so the bias keeps moving within about ``rate``.
+    ``b_i += rate · sign(n̄ - n_i)``, as published: every step is ``rate``, ``-rate`` or 0. The sign compares
+    integers (``E · n_i`` with ``Σ n``), so the mean ``n̄`` is never rounded. It holds no state but the counts. The
+    steps do not shrink near balance, so the bias keeps moving within about ``rate``.
+
+    The mean of the bias may drift, which no top-k selection sees: only differences select. ``centre`` subtracts the
+    mean of the steps and so keeps that of the bias, with the same differences.
 
     Args:
         num_experts: experts of the layer.
         rate: the step. Scores lie in [0, 1] (sigmoid), so 0.001 crosses them in a thousand steps; scale it
             with the scores (softmax over many experts: less).
-        centre: keep the mean of the bias.
+        centre: keep the mean of the bias, as torchtitan does.
 
     Example:
         >>> import torch, moegate
-        >>> controller, bias = SignBias(num_experts=3, rate=0.5, centre=False), torch.zeros(3)
+        >>> controller, bias = SignBias(num_experts=3, rate=0.5), torch.zeros(3)
         >>> logits = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         >>> controller.observe(moegate.route(logits, moegate.recipes.switch(), bias=bias))
         >>> controller.update(bias)
@@ -32,8 +35,9 @@ class SignBias(BiasController):
     torchtitan's.
     """
 
-    def __init__(self, num_experts: int, *, rate: float = 1e-3, centre: bool = True) -> None:
+    def __init__(self, num_experts: int, *, rate: float = 1e-3, centre: bool = False) -> None:
         super().__init__(num_experts)
+        check_gain("rate", rate)
         self.rate = rate
         self.centre = centre
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from moegate.balance.controllers.base import BiasController, violation
+from moegate.balance.controllers.base import BiasController, check_gain, violation
+from moegate.parts import check_number
 
 
 class SMEBUBias(BiasController):
@@ -28,6 +29,9 @@ class SMEBUBias(BiasController):
 
     def __init__(self, num_experts: int, *, rate: float = 5e-4, momentum: float = 0.5, kappa: float = 2.0) -> None:
         super().__init__(num_experts)
+        check_gain("rate", rate)
+        check_gain("kappa", kappa)
+        check_number("momentum", momentum)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}: pass a value from 0 (no smoothing) to below 1.")
         self.rate = rate
