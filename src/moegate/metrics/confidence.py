@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moegate.probability import entropy
 from moegate.records import Routing
 
 
@@ -63,7 +64,7 @@ def token_entropy(routing: Routing) -> float:
         >>> round(token_entropy(moegate.route(torch.zeros(5, 4), moegate.recipes.switch())), 4)
         1.3863
     """
-    return float(torch.special.entr(_real(routing, routing.probabilities)).sum(dim=-1).mean())
+    return float(entropy(_real(routing, routing.probabilities)).mean())
 
 
 def _real(routing: Routing, values_TE: Tensor) -> Tensor:

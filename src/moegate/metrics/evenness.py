@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moegate.probability import entropy
 from moegate.records import Routing
 
 Load = Routing | Tensor | Sequence[float]
@@ -127,7 +128,7 @@ def effective_experts(load: Load) -> float:
         >>> round(effective_experts([5, 5, 0, 0]), 6)
         2.0
     """
-    return math.exp(_entropy(load))
+    return math.exp(_load_entropy(load))
 
 
 def normalized_entropy(load: Load) -> float:
@@ -137,10 +138,10 @@ def normalized_entropy(load: Load) -> float:
         >>> round(normalized_entropy([5, 5, 0, 0]), 6)
         0.5
     """
-    entropy, num_experts = _entropy(load), _vector(load).numel()
-    if num_experts == 1 and not math.isnan(entropy):
+    nats, num_experts = _load_entropy(load), _vector(load).numel()
+    if num_experts == 1 and not math.isnan(nats):
         return 1.0
-    return entropy / math.log(num_experts) if num_experts > 1 else math.nan
+    return nats / math.log(num_experts) if num_experts > 1 else math.nan
 
 
 def jain(load: Load) -> float:
@@ -184,6 +185,6 @@ def _vector(load: Load) -> Tensor:
     return load_E
 
 
-def _entropy(load: Load) -> float:
+def _load_entropy(load: Load) -> float:
     load_E = _vector(load)
-    return float(torch.special.entr(load_E / load_E.sum()).sum())
+    return float(entropy(load_E / load_E.sum()))

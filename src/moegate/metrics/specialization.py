@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from moegate.metrics.membership import selection_map
+from moegate.probability import entropy
 from moegate.records import Routing
 
 
@@ -95,8 +96,8 @@ def domain_nmi(domain_load: Tensor) -> float:
         1.0
     """
     share_NE = _shares(domain_load)
-    domain_entropy = float(torch.special.entr(share_NE.sum(dim=1)).sum())
-    expert_entropy = float(torch.special.entr(share_NE.sum(dim=0)).sum())
+    domain_entropy = float(entropy(share_NE.sum(dim=1)))
+    expert_entropy = float(entropy(share_NE.sum(dim=0)))
     if domain_entropy == expert_entropy == 0:
         return 1.0
     return domain_mutual_information(domain_load) / ((domain_entropy + expert_entropy) / 2)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import moegate
 from moegate.balance import losses
@@ -31,7 +32,6 @@ LOSSES: dict[str, Loss] = {
     "marginal_entropy": losses.marginal_entropy,
     "mutual_information": losses.mutual_information,
 }
-NEED_NOISE = {"load_cv", "importance_load"}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -75,6 +75,28 @@ def test_low_precision_logits_are_widened_before_any_arithmetic(loss: Loss, dtyp
     values = [loss(routed(like, scale=scale)) for like in (logits, logits.float())]
     assert values[0].dtype == torch.float32
     assert values[0].item() == values[1].item()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(loss: Loss, dtype: torch.dtype) -> None:
+    logits = torch.randn(33, 4, requires_grad=True)
+    mask = torch.arange(33) < 29
+    expected = loss(routed(logits, mask))
+    (expected_gradient,) = torch.autograd.grad(expected, logits, allow_unused=True)
+    with torch.autocast("cpu", dtype):
+        value = loss(routed(logits, mask))
+    (gradient,) = torch.autograd.grad(value, logits, allow_unused=True)
+    assert value.dtype == torch.float32 and value.item() == expected.item()
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=0)
+
+
+@every_loss
+def test_evaluation_needs_nothing_of_training(loss: Loss) -> None:
+    rule = moegate.recipes.noisy_topk(top_k=2)
+    with torch.no_grad():
+        value = loss(moegate.route(torch.randn(33, 4), rule, token_mask=torch.arange(33) < 29))
+    assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value)
 
 
 @every_loss
@@ -134,15 +156,15 @@ def test_every_family_of_router_has_finite_losses_and_gradients(name: str) -> No
     logits = torch.randn(3, 16, 64, requires_grad=True)
     tokens = torch.arange(48).reshape(3, 16)
     routing = moegate.route(logits, moegate.recipes.get(name)(), token_ids=tokens, token_mask=tokens % 5 > 0)
-    for key in set(LOSSES) - NEED_NOISE:
-        value = LOSSES[key](routing)
+    for key, loss in LOSSES.items():
+        value = loss(routing)
         assert torch.isfinite(value), key
         if value.requires_grad:  # hash layers and random routing have constant scores
             (gradient,) = torch.autograd.grad(value, logits, retain_graph=True, allow_unused=True)
             assert gradient is None or torch.isfinite(gradient).all(), key
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - NEED_NOISE))
+@pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_loss_compiles_without_a_graph_break(name: str) -> None:
     torch._dynamo.reset()  # or the losses before count as recompilations
     loss = LOSSES[name]
@@ -154,3 +176,19 @@ def test_a_loss_compiles_without_a_graph_break(name: str) -> None:
     logits, mask = torch.randn(6, 4), torch.arange(6) < 4
     compiled = torch.compile(through, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, mask), through(logits, mask))
+
+
+@pytest.mark.parametrize("name", ["load_balance", "importance_cv", "router_z"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_only_the_checkpointing_that_is_not_reentrant_keeps_the_graph_of_a_routing(name: str, reentrant: bool) -> None:
+    """As the documentation says: PyTorch's reentrant mode runs the layer without a graph and returns that routing."""
+    moe = moegate.MoE(8, 16, 4, moegate.recipes.mixtral(top_k=2))
+    hidden = torch.randn(12, 8, requires_grad=True)
+    _, routing = checkpoint(moe, hidden, use_reentrant=reentrant)
+    value = LOSSES[name](routing)
+    assert value.requires_grad == (not reentrant)
+    if not reentrant:
+        (gradient,) = torch.autograd.grad(value, moe.gate.weight)
+        (expected,) = torch.autograd.grad(LOSSES[name](moe(hidden)[1]), moe.gate.weight)
+        assert expected.any()
+        torch.testing.assert_close(gradient, expected)

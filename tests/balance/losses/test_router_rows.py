@@ -24,5 +24,21 @@ def test_equal_rows_are_the_worst_and_length_matters_to_one_only() -> None:
 
 
 @pytest.mark.parametrize("loss", [row_orthogonality, row_cosine])
+def test_autocast_and_narrow_weights_are_computed_in_float32(loss) -> None:
+    weight = torch.randn(16, 64, requires_grad=True)
+    expected = loss(weight)
+    (expected_gradient,) = torch.autograd.grad(expected, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(weight)
+        assert torch.is_autocast_enabled("cpu")
+    (gradient,) = torch.autograd.grad(value, weight)
+    assert value.dtype == torch.float32 and value.item() == expected.item()
+    assert torch.equal(gradient, expected_gradient)
+    narrow = weight.detach().bfloat16()
+    assert loss(narrow).dtype == torch.float32
+    assert loss(narrow).item() == loss(narrow.float()).item()
+
+
+@pytest.mark.parametrize("loss", [row_orthogonality, row_cosine])
 def test_gradients(loss) -> None:
     assert torch.autograd.gradcheck(loss, torch.randn(3, 6, dtype=torch.float64, requires_grad=True))

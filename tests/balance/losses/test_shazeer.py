@@ -99,10 +99,56 @@ def test_all_experts_selected_is_certain() -> None:
 
 
 @pytest.mark.parametrize("loss", [load_cv, importance_load, smooth_load])
-def test_without_noise_the_error_says_what_to_do(loss) -> None:
-    routing = moegate.route(torch.randn(4, 3), moegate.recipes.switch())
-    with pytest.raises(ValueError, match=r"no learned noise.*noisy_topk.*or use load_balance"):
+def test_noise_that_is_not_normal_is_refused(loss) -> None:
+    routing = moegate.route(torch.randn(4, 3), moegate.recipes.gumbel_topk(top_k=2), training=True)
+    assert routing.noisy_logits is not None
+    with pytest.raises(ValueError, match=r"noise that is not normal.*noisy_topk.*or use load_balance"):
         loss(routing)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [None, torch.full((23, 5), 0.7)])
+def test_in_evaluation_the_load_is_the_hard_one(masked: bool, scale: torch.Tensor | None) -> None:
+    """Nothing is drawn, so an expert's chance is 0 or 1; a constant, although the probabilities have a graph."""
+    mask = torch.rand(23) < 0.6 if masked else None
+    logits = torch.randn(23, 5, requires_grad=True)
+    routing = moegate.route(logits, moegate.recipes.noisy_topk(top_k=2), token_mask=mask, noise_scale=scale)
+    load = smooth_load(routing)
+    assert load.dtype == torch.float32 and not load.requires_grad
+    assert load.tolist() == routing.selected_load.tolist() and load.sum() == 2 * routing.real_tokens
+    assert load_cv(routing).item() == pytest.approx(squared_cv(routing.selected_load.double().numpy()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(importance_load(routing), logits, retain_graph=True)
+    (of_importance,) = torch.autograd.grad(importance_cv(routing), logits)
+    assert gradient.any() and torch.equal(gradient, of_importance)
+
+
+def test_evaluation_without_tokens_reads_zero() -> None:
+    routing = moegate.route(torch.zeros(0, 4), moegate.recipes.noisy_topk(top_k=2))
+    assert load_cv(routing).item() == 0.0 and importance_load(routing).item() == 0.0
+
+
+def test_a_layer_with_learned_noise_can_be_evaluated() -> None:
+    gate = moegate.gates.NoisyLinearGate(8, 4)
+    moe = moegate.MoE(8, 16, 4, moegate.recipes.noisy_topk(top_k=2), gate=gate)
+    for training in (True, False):
+        _, routing = moe.train(training)(torch.randn(20, 8))
+        assert load_cv(routing).requires_grad == training
+        assert torch.isfinite(importance_load(routing))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_fixed_noise_has_a_smooth_load_too(top_k: int) -> None:
+    """It is that of a learned noise of the same standard deviation, with the gradient through the clean logits."""
+    score = moegate.scoring.Softmax()
+    rule = moegate.RoutingRule(moegate.selection.TopK(top_k), score=score, noise=moegate.noise.GaussianNoise(std=0.4))
+    logits, mask = torch.randn(23, 5, requires_grad=True), torch.rand(23) < 0.7
+    routing = moegate.route(logits, rule, token_mask=mask, training=True, generator=7)
+    assert routing.noise_scale is not None and (routing.noise_scale == torch.tensor(0.4)).all()
+    np.testing.assert_allclose(
+        smooth_load(routing).detach().numpy(), expected_load(routing.detach(), top_k, mask.numpy()), rtol=2e-5
+    )
+    (gradient,) = torch.autograd.grad(load_cv(routing), logits)
+    assert gradient[mask].any() and not gradient[~mask].any() and torch.isfinite(gradient).all()
 
 
 def test_gradients() -> None:

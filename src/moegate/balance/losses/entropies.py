@@ -1,9 +1,9 @@
 """Entropies of the router's probabilities, in nats: of each token, of their mean, and the difference."""
 
-import torch
 from torch import Tensor
 
 from moegate.balance.losses.switch import mean_probability
+from moegate.probability import entropy
 from moegate.records import Routing
 
 
@@ -21,7 +21,7 @@ def token_entropy(routing: Routing) -> Tensor:
 
     Source: Huang et al., arXiv 2403.07652 (top-p routing).
     """
-    return _entropy(routing.probabilities).sum() / routing.real_tokens.clamp(min=1)
+    return _smooth_entropy(routing.probabilities).sum() / routing.real_tokens.clamp(min=1)
 
 
 def marginal_entropy(routing: Routing) -> Tensor:
@@ -35,7 +35,7 @@ def marginal_entropy(routing: Routing) -> Tensor:
         >>> round(marginal_entropy(routing).item(), 4)
         1.3863
     """
-    return _entropy(mean_probability(routing))
+    return _smooth_entropy(mean_probability(routing))
 
 
 def mutual_information(routing: Routing) -> Tensor:
@@ -53,7 +53,7 @@ def mutual_information(routing: Routing) -> Tensor:
     return marginal_entropy(routing) - token_entropy(routing)
 
 
-def _entropy(shares: Tensor) -> Tensor:
+def _smooth_entropy(shares: Tensor) -> Tensor:
     """``-Σ p log p`` over the last axis; a share of 0 adds 0, and 0 to the gradient."""
-    positive = torch.where(shares > 0, shares, 1.0)
-    return -(shares * positive.log()).sum(dim=-1)
+    # A share of 1 adds 0 as well, but the slope there is finite.
+    return entropy(shares.masked_fill(shares == 0, 1.0))

@@ -36,10 +36,14 @@ def smooth_load(routing: Routing) -> Tensor:
 
     ``Σ_t Φ((z_ti - threshold_ti) / σ_ti)``: the chance that expert ``i`` is among the top ``K`` of token
     ``t`` when only the noise on ``z_ti`` is redrawn; the threshold is the ``K``-th largest noisy logit of the
-    other experts. It assumes that the selection is the top ``K`` of the noisy logits (no groups, no bias).
+    other experts. It assumes that the selection is the top ``K`` of the noisy logits (no groups, no bias). The noise
+    is normal: a learned one, or ``GaussianNoise`` with its fixed ``σ``.
+
+    Where no noise was drawn (in evaluation, or by a rule without noise) each chance is 0 or 1, so this is the load
+    before dropping, a constant without a gradient.
 
     Raises:
-        ValueError: the routing holds no learned noise.
+        ValueError: the noise is not normal (Gumbel noise), so that its ``σ`` is not known.
 
     Example:
         >>> import torch, moegate
@@ -51,11 +55,12 @@ def smooth_load(routing: Routing) -> Tensor:
 
     Source: Shazeer et al., arXiv 1701.06538, equations 8 to 10.
     """
-    if routing.noise_scale is None or routing.noisy_logits is None:
+    if routing.noisy_logits is None:
+        return routing.selected_load.to(routing.logits.dtype)
+    if routing.noise_scale is None:
         raise ValueError(
-            "the routing holds no learned noise (noise_scale and noisy_logits), which the smooth load is "
-            "made of: route with moegate.recipes.noisy_topk(), a noise_scale and training=True, or use "
-            "load_balance."
+            "the routing was made with noise that is not normal, so it has no noise_scale, which the smooth load is "
+            "made of: route with moegate.recipes.noisy_topk(), or with GaussianNoise, or use load_balance."
         )
     if routing.top_k >= routing.num_experts:
         # Every expert is certain of every token; the zero keeps the graph.
@@ -76,10 +81,12 @@ def smooth_load(routing: Routing) -> Tensor:
 def load_cv(routing: Routing) -> Tensor:
     """Even out the expected number of tokens per expert: ``CV²`` of ``smooth_load``.
 
-    Equal expected load reads 0; certain collapse onto the same ``K`` experts reads ``E / K - 1``.
+    Equal expected load reads 0; certain collapse onto the same ``K`` experts reads ``E / K - 1``. Where no noise was
+    drawn (in evaluation, or by a rule without noise) it reads the load itself and is a constant: it measures balance,
+    but a router that trains without noise learns nothing from it.
 
     Raises:
-        ValueError: the routing holds no learned noise.
+        ValueError: the noise is not normal (Gumbel noise).
 
     Example:
         >>> import torch, moegate
@@ -97,10 +104,11 @@ def load_cv(routing: Routing) -> Tensor:
 def importance_load(routing: Routing) -> Tensor:
     """``importance_cv + load_cv``, the pair that Shazeer et al. train with; 0 when both are even.
 
-    Tutel's importance-load loss is half of it, with ``dense`` importance.
+    Tutel's importance-load loss is half of it, with ``dense`` importance. Where no noise was drawn, only the
+    importance has a gradient; see ``load_cv``.
 
     Raises:
-        ValueError: the routing holds no learned noise.
+        ValueError: the noise is not normal (Gumbel noise).
 
     Example:
         >>> import torch, moegate
