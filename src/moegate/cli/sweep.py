@@ -79,7 +79,7 @@ def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) ->
         typer.Exit: the sweep was interrupted.
     """
     from moegate.lab.sweep import finished_rows, print_table, run_sweep
-    from moegate.lab.training.loop import Interrupted
+    from moegate.lab.training.interruption import Interrupted
     from moegate.lab.training.progress import make_reporter
 
     for sentence in plan.grid().skipped:

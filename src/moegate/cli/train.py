@@ -72,7 +72,8 @@ def run_train(
     """
     from moegate.lab.logging import check_services
     from moegate.lab.training.config import TrainConfig, read_config_file
-    from moegate.lab.training.loop import Interrupted, RunOptions, summary, train
+    from moegate.lab.training.interruption import Interrupted
+    from moegate.lab.training.loop import RunOptions, summary, train
     from moegate.lab.training.progress import make_reporter
 
     resume, services, threads = how

@@ -65,6 +65,8 @@ def test_only_k_changes_in_the_rule() -> None:
     changed = with_top_k(rule, 4)
     assert changed != rule
     assert with_top_k(changed, 8) == rule
+    with pytest.raises(ValueError, match=r"TopP.* has no fixed K"):
+        with_top_k(recipes.top_p(), 4)
 
 
 def test_the_verb_prints_the_table(runs: list[Path]) -> None:

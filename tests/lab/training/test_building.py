@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moegate.experts import Experts
+from moegate.experts import Experts, SharedExperts
 from moegate.lab.training.building import build_model, parameter_counts, routed_layers
 from moegate.lab.training.tasks import make_task
 
@@ -19,15 +19,15 @@ def feed_forward_multiplications(model: nn.Module, inputs: torch.Tensor) -> int:
         nonlocal total
         total += sum(args[0].shape[0] * parameter[0].numel() for parameter in module.parameters())
 
-    def count_linear(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+    def count_dense(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         nonlocal total
         total += args[0][..., 0].numel() * sum(parameter.numel() for parameter in module.parameters())
 
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, Experts):
             module.register_forward_hook(count_experts)
-        elif "feed_forward." in name and isinstance(module, nn.Linear):
-            module.register_forward_hook(count_linear)
+        elif isinstance(module, SharedExperts):
+            module.register_forward_hook(count_dense)
     model.eval()(inputs)
     return total
 

@@ -9,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moegate.lab.training.tasks import Batch, byte_tokens, coarse, image_codes, make_task, shifted
+from moegate.lab.training.image_task import coarse, image_codes, shifted
+from moegate.lab.training.task import Batch
+from moegate.lab.training.tasks import make_task
+from moegate.lab.training.text_task import byte_tokens
 
 
 @pytest.mark.parametrize("furthest", [0, 1, 3])

@@ -58,10 +58,6 @@ def with_top_k(rule: RoutingRule, top_k: int) -> RoutingRule:
         >>> from moegate import recipes
         >>> with_top_k(recipes.mixtral(), 4).selection.top_k
         4
-        >>> with_top_k(recipes.top_p(), 4)
-        Traceback (most recent call last):
-            ...
-        ValueError: The selection TopP() has no fixed K to change.
     """
     if not isinstance(rule.selection, TopK | GroupedTopK | Hash | Random):
         raise ValueError(f"The selection {rule.selection!r} has no fixed K to change.")

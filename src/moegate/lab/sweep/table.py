@@ -39,9 +39,8 @@ def make_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
     `ci95` is the half width of the 95 % interval of the mean over seeds, None for one seed. `difference` is the mean
     over seeds of the score minus that of the first routed variant with the same seed: equal seeds share data order
-    and, where the shapes agree, initial weights, so the interval of the difference is narrower than that of the
-    means. `top_k` is the most experts a token may visit, `experts_per_token` how many it did. Balance columns are
-    None for dense controls, which route nothing.
+    and, where the shapes agree, initial weights, and that noise drops out. `top_k` is the most experts a token may
+    visit, `experts_per_token` how many it did. Balance columns are None for dense controls, which route nothing.
 
     Example:
         >>> make_rows([])

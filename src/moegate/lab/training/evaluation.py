@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moegate import metrics
-from moegate.lab.training.tasks import Batch, Task
+from moegate.lab.training.task import Batch, Task
 from moegate.lab.training.window import Window, balance_numbers
 from moegate.records import Routing
 

@@ -1,13 +1,9 @@
 """The training of a run, from an empty folder or a checkpoint to its evaluation."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,25 +19,15 @@ from moegate.lab.training.building import (
 from moegate.lab.training.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from moegate.lab.training.config import TrainConfig
 from moegate.lab.training.evaluation import evaluate, median_speed
+from moegate.lab.training.interruption import Interrupted, stop_requests
 from moegate.lab.training.progress import Reporter, SilentReporter, StepReport
 from moegate.lab.training.routers import largest_k, looks_ahead
 from moegate.lab.training.run_directory import SCHEMA, RunDirectory, now, read_json, software, write_json
 from moegate.lab.training.state import TrainState, make_optimizer, restore, to_checkpoint
 from moegate.lab.training.step import StepLosses, train_step
-from moegate.lab.training.tasks import Task, make_task
+from moegate.lab.training.task import Task
+from moegate.lab.training.tasks import make_task
 from moegate.lab.training.window import Window, balance_numbers
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written.
-
-    Attributes:
-        step: the last step done.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"Stopped after step {step}; the checkpoint is written.")
-        self.step = step
 
 
 @dataclass(frozen=True)
@@ -222,36 +208,3 @@ def summary(evaluation: Mapping[str, Any]) -> str:
     )
     violation = "" if balance is None else f", MaxVio {balance:.2f}"
     return f"{score}, {evaluation['tokens_per_second']:,.0f} tokens/s{violation}"
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads between two steps.
-
-    A second one interrupts at once, as ever. Outside the main thread, where signals can't be caught, nothing is
-    changed.
-
-    Example:
-        >>> with stop_requests() as stop_wanted:
-        ...     stop_wanted()
-        False
-    """
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
-        return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in caught}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requested.set()
-        for each in caught:
-            signal.signal(each, before[each])
-
-    for number in caught:
-        signal.signal(number, note)
-    try:
-        yield requested.is_set
-    finally:
-        for number in caught:
-            signal.signal(number, before[number])

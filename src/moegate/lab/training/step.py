@@ -15,7 +15,7 @@ from moegate.lab.training.building import anneal, routed_layers
 from moegate.lab.training.config import TrainConfig
 from moegate.lab.training.schedule import learning_rate_at
 from moegate.lab.training.state import TrainState
-from moegate.lab.training.tasks import Batch
+from moegate.lab.training.task import Batch
 from moegate.records import Routing
 
 
