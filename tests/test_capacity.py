@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import moegate
-from moegate.capacity import Capacity, capacity, capacity_of_real_tokens
+from moegate.capacity import Capacity, capacity
 from moegate.rule import RoutingRule
 from moegate.selection import TopK
 
@@ -52,7 +52,8 @@ def test_the_tensor_form_equals_it(factor: float, least: int, multiple: int) -> 
     counts = [0, 1, 2, 7, 63, 64, 65, 4096, 8191, 1_000_003]
     for experts, top_k in ((1, 1), (8, 2), (7, 3), (256, 8)):
         expected = [capacity(count, experts, factor, top_k, least, multiple) for count in counts]
-        ours = capacity_of_real_tokens(torch.tensor(counts), experts, factor, top_k, least, multiple)
+        limit = Capacity(factor, min_capacity=least, multiple_of=multiple)
+        ours = limit.limit_of_assignments(torch.tensor(counts) * top_k, experts)
         assert ours.tolist() == expected
 
 
@@ -65,7 +66,7 @@ def test_the_tensor_form_equals_it(factor: float, least: int, multiple: int) -> 
         ({"capacity_factor": float("nan")}, ValueError, "greater than 0"),
         ({"capacity_factor": float("inf")}, ValueError, "finite"),
         ({"capacity_factor": "1.25"}, TypeError, "capacity_factor must be a number"),
-        ({"min_capacity": 0}, ValueError, "min_capacity must be at least 1, got 0: an expert without room"),
+        ({"min_capacity": -1}, ValueError, "min_capacity must not be negative, got -1"),
         ({"min_capacity": 1.5}, TypeError, "min_capacity must be an integer"),
         ({"multiple_of": 0}, ValueError, "multiple_of must be at least 1"),
         ({"top_k": 0}, ValueError, "top_k must be at least 1"),
@@ -82,7 +83,7 @@ def test_bad_values(values: dict[str, object], error: type[Exception], message: 
     ("values", "message"),
     [
         ({"factor": 0.0}, "capacity_factor must be"),
-        ({"min_capacity": 0}, "min_capacity must be at least 1"),
+        ({"min_capacity": -1}, "min_capacity must not be negative"),
         ({"drop": "weights"}, "drop must be one of .* Did you mean 'weight'"),
         ({"overflow": "re-route"}, "overflow must be one of .* Did you mean 'reroute'"),
     ],
@@ -264,3 +265,34 @@ def test_routers_of_varying_k_share_out_the_assignments_they_made(factor):
     chosen = int(moegate.route(logits, free).load.sum())
     limited = moegate.route(logits, free.replace(capacity=moegate.Capacity(factor)))
     assert limited.load.max() == min(math.ceil(chosen / 8 * factor), int(limited.selected_load.max()))
+
+
+def test_batch_priority_goes_by_how_sure_the_router_was() -> None:
+    # Renormalised, both weights are 1; the second token is the surer one.
+    rule = moegate.RoutingRule(
+        selection=TopK(1),
+        weighting=moegate.Weighting(renormalize=True),
+        capacity=Capacity(1.0, drop="batch_priority"),
+    )
+    routing = moegate.route(torch.tensor([[0.1, 0.0], [9.0, 0.0]]), rule)
+    assert routing.expert_index.tolist() == [[-1], [0]]
+
+
+def test_rerouting_stays_within_what_the_selection_allows() -> None:
+    reroute = Capacity(1.0, overflow="reroute")
+    grouped = moegate.selection.GroupedTopK(1, num_groups=2, groups_kept=1, group_score="max")
+    rule = RoutingRule(selection=grouped, capacity=reroute)
+    routing = moegate.route(torch.tensor([[9.0, 8.0, 0.0, 0.0]] * 4), rule)
+    assert routing.expert_index.flatten().tolist() == [0, 1, -1, -1]
+    threshold = RoutingRule(
+        selection=moegate.selection.Threshold(0.0, min_k=0), score=moegate.scoring.ReLU(), capacity=reroute
+    )
+    routing = moegate.route(torch.tensor([[2.0, -1.0], [2.0, -1.0]]), threshold)
+    assert routing.expert_index.tolist() == [[0, -1], [-1, -1]]
+    masked = moegate.route(torch.tensor([[2.0, -math.inf]] * 2), RoutingRule(selection=TopK(1), capacity=reroute))
+    assert masked.expert_index.tolist() == [[0], [-1]]
+
+
+def test_a_minimum_of_none() -> None:
+    assert capacity(64, 8, 1.25, min_capacity=0) == 10
+    assert capacity(0, 8, 1.25, min_capacity=0) == 1

@@ -169,3 +169,13 @@ def test_combinations_that_make_no_sense() -> None:
         RoutingRule(score=moegate.scoring.SoftmaxSelected(), estimator=Relaxed())
     with pytest.raises(ValueError, match="temperature must be"):
         Relaxed(0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_relaxed_top_k_with_fewer_than_k_experts_that_are_not_masked(temperature: float) -> None:
+    logits = torch.tensor([1.0, -float("inf"), -float("inf")], requires_grad=True)
+    relaxed = relaxed_top_k(logits, 2, temperature)
+    relaxed[0].backward()
+    assert relaxed.isfinite().all()
+    assert relaxed.sum().item() == pytest.approx(2.0)
+    assert logits.grad is not None and logits.grad.isfinite().all()

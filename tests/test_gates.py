@@ -87,8 +87,10 @@ def test_a_residual_gate_adds_the_map_of_the_previous_logits() -> None:
     expected = formula(gate, hidden.numpy()) + (previous.numpy() @ array(gate.previous_weight).T).reshape(2, 4, EXPERTS)
     np.testing.assert_allclose(array(gate(hidden, previous)), expected, rtol=1e-10)
     np.testing.assert_allclose(array(gate(hidden)), formula(gate, hidden.numpy()), rtol=1e-10)
-    with pytest.raises(ValueError, match=r"previous_logits must be \(2, 4, 3\), got \(8, 5\)"):
-        gate(hidden, torch.randn(8, 5))
+    # The last has as many elements as it should: it must not be read in another order.
+    for shape in ((8, 5), (4, 2, 3), (3, 8)):
+        with pytest.raises(ValueError, match=r"previous_logits must be \(2, 4, 3\) or \(8, 3\), got"):
+            gate(hidden, torch.randn(shape))
 
 
 def test_a_residual_gate_starts_as_a_linear_one() -> None:

@@ -522,3 +522,28 @@ def test_layers_that_are_none(make: Callable[[], MoE], error: type[Exception], m
 def test_inputs_that_do_not_fit(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         layer(RULES["mixtral"])(**{"hidden": torch.randn(3, HIDDEN), **arguments})
+
+
+@pytest.mark.parametrize("gate", [None, "MLPGate", "CosineGate", "NormedGate", "ResidualGate", "NoisyLinearGate"])
+def test_a_layer_made_on_the_meta_device_can_be_set_up(gate: str | None) -> None:
+    with torch.device("meta"):
+        made = None if gate is None else getattr(moegate.gates, gate)(8, 4, correction_bias=True)
+        moe = moegate.MoE(8, 16, 4, moegate.recipes.mixtral(), gate=made, num_shared_experts=1, expert_scale=True)
+        assert moe(torch.zeros(3, 8, device="meta"))[0].shape == (3, 8)
+    moe.to_empty(device="cpu").reset_parameters()
+    out, _ = moe(torch.randn(3, 8))
+    assert out.isfinite().all() and out.abs().sum() > 0
+    assert all(parameter.isfinite().all() for parameter in moe.parameters())
+
+
+def test_narrow_hidden_states_in_a_wide_layer() -> None:
+    moe = moegate.MoE(8, 16, 4, moegate.recipes.mixtral(), num_shared_experts=1)
+    assert moe(torch.randn(3, 8, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
+
+
+def test_what_can_not_be_is_refused_when_the_layer_is_made() -> None:
+    for option in ("correction_bias", "expert_scale"):
+        with pytest.raises(ValueError, match="Soft routing mixes by its logits alone"):
+            moegate.MoE(8, 16, 4, moegate.recipes.soft_moe(), **{option: True})
+    with pytest.raises(TypeError, match="previous must be the Routing"):
+        moegate.MoE(8, 16, 4)(torch.randn(2, 8), previous=torch.randn(2, 4))

@@ -62,7 +62,19 @@ def test_learned_noise_without_a_scale() -> None:
     with pytest.raises(ValueError, match="NoisyLinearGate"):
         moegate.route(torch.randn(2, 4), moegate.recipes.noisy_topk(), training=True)
     with pytest.raises(ValueError, match="NoisyLinearGate"):
-        moegate.MoE(8, 8, 4, moegate.recipes.noisy_topk())(torch.randn(2, 8))
+        moegate.MoE(8, 8, 4, moegate.recipes.noisy_topk(), gate=moegate.gates.LinearGate(8, 4))
+
+
+def test_a_layer_with_learned_noise_makes_its_gate() -> None:
+    moe = moegate.MoE(8, 8, 4, moegate.recipes.noisy_topk())
+    assert isinstance(moe.gate, moegate.gates.NoisyLinearGate)
+    assert moe(torch.randn(2, 8))[1].noise_scale is not None
+
+
+def test_fixed_noise_says_its_standard_deviation() -> None:
+    rule = moegate.recipes.topk(2, noise_std=0.3)
+    assert moegate.route(torch.randn(2, 4), rule, training=True).noise_scale.eq(0.3).all()
+    assert moegate.route(torch.randn(2, 4), rule).noise_scale is None
 
 
 @pytest.mark.parametrize(

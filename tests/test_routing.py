@@ -185,3 +185,14 @@ META = {"device": "meta"}
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         route(torch.randn(2, 3, 4), recipes.mixtral(), **arguments)
+
+
+@pytest.mark.parametrize("recipe", ["mixtral", "soft_moe"])
+def test_a_routing_without_its_graph(recipe: str) -> None:
+    logits = torch.randn(6, 4, requires_grad=True)
+    routing = moegate.route(logits, moegate.recipes.get(recipe)())
+    detached = routing.detach().to("cpu")
+    assert routing.weights.requires_grad and not detached.weights.requires_grad
+    assert detached.weights.equal(routing.weights) and detached.batch_shape == routing.batch_shape
+    if routing.slots is not None:
+        assert not detached.slots.combine.requires_grad

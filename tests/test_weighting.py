@@ -63,7 +63,7 @@ def test_a_weight_on_the_input_is_not_one_on_the_output() -> None:
         ({"scale": 0.0}, ValueError, "scale must be"),
         ({"scale": "2"}, TypeError, "scale must be a number"),
         ({"eps": -1e-6}, ValueError, "eps must not be negative"),
-        ({"eps": float("nan")}, ValueError, "eps must be a number"),
+        ({"eps": float("nan")}, ValueError, "eps must be a finite number"),
         ({"eps": "small"}, TypeError, "eps must be a number"),
         ({"apply_to": "outputs"}, ValueError, r"Did you mean 'output'\?"),
     ],

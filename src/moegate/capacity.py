@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.parts import Part, check_choice, check_integer, check_positive, check_positive_integer
-from moegate.records import EMPTY, count_assignments
+from moegate.records import EMPTY, Routing, count_assignments
+from moegate.scoring import gather_slots
 
 _DROP_ORDERS = ("position", "weight", "random", "batch_priority")
 _OVERFLOWS = ("drop", "reroute")
@@ -33,7 +35,7 @@ def capacity(
         num_experts: ``E``.
         capacity_factor: 1.0 is exactly enough for a perfect balance; 1.25 is usual in training.
         top_k: assignments per token.
-        min_capacity: never less than this.
+        min_capacity: never less than this, and never less than 1.
         multiple_of: rounded up to a multiple of this, such as the tile of a matrix product.
 
     Raises:
@@ -51,36 +53,35 @@ def capacity(
         check_positive_integer(name, value)
     check_integer("num_tokens", num_tokens, least=0)
     check_integer("min_capacity", min_capacity)
-    if min_capacity < 1:
-        raise ValueError(f"min_capacity must be at least 1, got {min_capacity}: an expert without room is never used.")
+    if min_capacity < 0:
+        raise ValueError(f"min_capacity must not be negative, got {min_capacity}.")
     check_positive("capacity_factor", capacity_factor)
-    share = _share(num_experts, capacity_factor, top_k)
-    wanted = max(min_capacity, -(-num_tokens * share.numerator // share.denominator))
+    numerator, denominator = exact_factor(capacity_factor)
+    wanted = max(1, min_capacity, -(-num_tokens * top_k * numerator // (denominator * num_experts)))
     return -(-wanted // multiple_of) * multiple_of
 
 
-def capacity_of_real_tokens(
-    real_tokens: Tensor,
-    num_experts: int,
-    capacity_factor: float,
-    top_k: int = 1,
-    min_capacity: int = 1,
-    multiple_of: int = 1,
-) -> Tensor:
-    """``capacity`` for token counts that are a tensor (int64, any shape), without a transfer to the host.
+def exact_factor(capacity_factor: float) -> tuple[int, int]:
+    """A capacity factor as numerator and denominator; all the decimals of 4/3 would overflow int64.
 
     Example:
-        >>> capacity_of_real_tokens(torch.tensor([64, 32]), 8, 1.25).tolist()
-        [10, 5]
+        >>> exact_factor(1.25), exact_factor(4 / 3)
+        ((5, 4), (4, 3))
     """
-    share = _share(num_experts, capacity_factor, top_k)
-    wanted = -(-real_tokens * share.numerator // share.denominator)
-    return -(-wanted.clamp(min=min_capacity) // multiple_of) * multiple_of
+    return Fraction(str(capacity_factor)).limit_denominator(1_000_000).as_integer_ratio()
 
 
-def _share(num_experts: int, capacity_factor: float, top_k: int) -> Fraction:
-    """An expert's places per token; all the decimals of a factor such as 4/3 would overflow int64."""
-    return Fraction(str(capacity_factor)).limit_denominator(1_000_000) * top_k / num_experts
+def counted_capacity(count: Tensor, num_experts: int, factor: tuple[int, int]) -> Tensor:
+    """``ceil(count / num_experts · factor)``, at least 1, for counts that are a tensor (int64, any shape).
+
+    Nothing is transferred to the host, and the exact factor leaves nothing to rounding.
+
+    Example:
+        >>> counted_capacity(torch.tensor([64, 32, 0]), 8, (5, 4)).tolist()
+        [10, 5, 1]
+    """
+    numerator, denominator = factor
+    return (-(-count * numerator // (denominator * num_experts))).clamp(min=1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,10 +96,10 @@ class Capacity(Part):
         drop: who keeps a place in a full expert. ``"position"``: first choices before second choices, earlier
             tokens first (Switch, GShard). ``"weight"``: the greatest weights (Megatron's ``probs``). ``"random"``:
             a random order in training, position in evaluation, where nothing is drawn. ``"batch_priority"``: first
-            choices first, tokens with the greatest best weight first (V-MoE, arXiv 2106.05974).
+            choices first, tokens with the greatest best score first (V-MoE, arXiv 2106.05974).
         overflow: ``"drop"``: the assignment is lost, and the token passes by the residual connection alone if it
-            has no other. ``"reroute"``: it goes to the token's next best expert that has room, also one outside the
-            groups that a grouped selection kept.
+            has no other. ``"reroute"``: it goes to the token's next best expert that has room, among those that the
+            selection did not rule out (dropped groups, scores below a threshold, logits of ``-inf``).
 
     Example:
         >>> import torch, moegate
@@ -118,6 +119,7 @@ class Capacity(Part):
         check_choice("drop", self.drop, _DROP_ORDERS)
         check_choice("overflow", self.overflow, _OVERFLOWS)
         self.limit(num_tokens=1, num_experts=1, top_k=1)
+        _ = self.exact_factor
 
     def limit(self, num_tokens: int, num_experts: int, top_k: int) -> int:
         """The capacity of each expert for a batch of ``num_tokens`` tokens."""
@@ -125,22 +127,27 @@ class Capacity(Part):
 
     def limit_of_assignments(self, assignments: Tensor, num_experts: int) -> Tensor:
         """The capacity of each expert for a number of assignments that is a tensor: real tokens times k."""
-        return capacity_of_real_tokens(
-            assignments, num_experts, self.factor, min_capacity=self.min_capacity, multiple_of=self.multiple_of
-        )
+        wanted = counted_capacity(assignments, num_experts, self.exact_factor).clamp(min=self.min_capacity)
+        return -(-wanted // self.multiple_of) * self.multiple_of
 
-    def assignment_order(
-        self, index_TK: Tensor, weights_TK: Tensor, training: bool, generator: torch.Generator | None
-    ) -> Tensor:
+    @cached_property
+    def exact_factor(self) -> tuple[int, int]:
+        """The factor as numerator and denominator, worked out once so that a compiler sees integers only."""
+        return exact_factor(self.factor)
+
+    def assignment_order(self, routing: Routing, training: bool, generator: torch.Generator | None) -> Tensor:
         """``[T·K]``: the flat slots (``t · K + k``) in the order in which they are given places."""
+        index_TK = routing.expert_index
         num_tokens, top_k = index_TK.shape
         slot_major_N = torch.arange(num_tokens * top_k, device=index_TK.device).view(num_tokens, top_k).mT.reshape(-1)
         if self.drop == "weight":
-            return ordered_topk(weights_TK.detach().reshape(-1), num_tokens * top_k)
+            return ordered_topk(routing.weights.detach().reshape(-1), num_tokens * top_k)
         if self.drop == "random" and training:
             return torch.randperm(num_tokens * top_k, generator=generator, device=index_TK.device)
         if self.drop == "batch_priority" and num_tokens and top_k:
-            token_T = ordered_topk(weights_TK.detach().amax(dim=-1), num_tokens)
+            # Of the scores, not the weights: a renormalised weight no longer says how sure the router was.
+            best_T = gather_slots(routing.scores.detach(), index_TK, fill=float("-inf")).amax(dim=-1)
+            token_T = ordered_topk(best_T, num_tokens)
             return (token_T[None, :] * top_k + torch.arange(top_k, device=index_TK.device)[:, None]).reshape(-1)
         return slot_major_N
 
@@ -168,11 +175,19 @@ def keep_within(index_TK: Tensor, order_N: Tensor, room_E: Tensor) -> Tensor:
     return result_N.view_as(index_TK)
 
 
-def reroute(index_TK: Tensor, kept_TK: Tensor, ranking_TE: Tensor, order_N: Tensor, limit: Tensor) -> Tensor:
+def reroute(
+    index_TK: Tensor,
+    kept_TK: Tensor,
+    ranking_TE: Tensor,
+    order_N: Tensor,
+    limit: Tensor,
+    excluded_TE: Tensor | None = None,
+) -> Tensor:
     """``[T, K]``: the assignments after those without a place went to the next best expert that has one.
 
     Slot by slot, every token without a place asks its best-ranked expert that has room and that it does not hold
-    yet; those who find it full ask on. What finds no room at all becomes ``-1``.
+    yet; those who find it full ask on. What finds no room at all becomes ``-1``, and nobody asks an expert that is
+    ``excluded``.
 
     Example:
         >>> index, kept = torch.tensor([[0], [0]]), torch.tensor([[True], [False]])
@@ -191,6 +206,8 @@ def reroute(index_TK: Tensor, kept_TK: Tensor, ranking_TE: Tensor, order_N: Tens
             # Every pass fills an expert, or places or gives up all who ask: at most E passes.
             room_E = limit - count_assignments(result_TK, ranking_TE.shape[1])
             closed_TE = _held_experts(result_TK, ranking_TE) | (room_E <= 0)
+            if excluded_TE is not None:
+                closed_TE = closed_TE | excluded_TE
             asked_T1 = ordered_topk(ranking_TE, 1, excluded=closed_TE)
             asking_T = pending_T & ~closed_TE.gather(1, asked_T1)[:, 0]
             request_T1 = asked_T1.masked_fill(~asking_T[:, None], EMPTY)

@@ -16,6 +16,8 @@ from moegate.records import EMPTY
 from moegate.scoring import gather_slots
 from moegate.weighting import Weighting
 
+_ALMOST_MINUS_INFINITY = -1e30
+
 
 def relaxed_top_k(logits: Tensor, k: int, temperature: float = 1.0) -> Tensor:
     """A differentiable k-hot vector: ``k`` softmaxes in a row, each with the mass of those before taken out.
@@ -43,6 +45,8 @@ def relaxed_top_k(logits: Tensor, k: int, temperature: float = 1.0) -> Tensor:
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k={k} must lie between 1 and the number of experts, {logits.shape[-1]}.")
     check_positive("temperature", temperature)
+    # With fewer than k finite logits the last softmaxes would have nothing left to share out, and be NaN.
+    logits = logits.clamp(min=_ALMOST_MINUS_INFINITY)
     relaxed = (logits / temperature).softmax(dim=-1)
     for _ in range(k - 1):
         logits = logits + _log_of_the_rest(logits / temperature)

@@ -75,7 +75,7 @@ class Experts(nn.Module):
             offsets_E: ``[E]`` int64, the end of each expert's rows. Rows beyond the last belong to no expert; their
                 output is 0.
         """
-        if torch.is_autocast_enabled(rows_RD.device.type):
+        if not rows_RD.is_meta and torch.is_autocast_enabled(rows_RD.device.type):
             rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
         if self.activation in _GATED:
             both_R2F = grouped_mm(rows_RD, self.gate_up_proj.to(rows_RD.dtype), offsets_E)
@@ -111,8 +111,18 @@ class SharedExperts(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """The output ``[..., D]`` of hidden states ``[..., D]``."""
         if self.activation in _GATED:
-            inner = _GATED[self.activation](self.gate_proj(hidden)) * self.up_proj(hidden)
+            inner = _GATED[self.activation](_linear(hidden, self.gate_proj)) * _linear(hidden, self.up_proj)
         else:
-            inner = _PLAIN[self.activation](self.up_proj(hidden))
-        result: Tensor = self.down_proj(inner)
-        return result
+            inner = _PLAIN[self.activation](_linear(hidden, self.up_proj))
+        return _linear(inner, self.down_proj)
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, as ``torch.nn.Linear`` does."""
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
+
+def _linear(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer's product in the type of the hidden states, as in ``Experts``."""
+    return functional.linear(hidden, layer.weight.to(hidden.dtype))

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from moegate.arguments import check_hidden
 from moegate.parts import check_choice, check_positive, check_positive_integer
+from moegate.precision import without_autocast
 
 __all__ = ["CosineGate", "Gate", "LinearGate", "MLPGate", "NoisyLinearGate", "NormedGate", "ResidualGate"]
 
@@ -60,8 +61,13 @@ class Gate(nn.Module):
             previous_logits: ``[..., E]``, the logits of the layer before; only ``ResidualGate`` reads them.
         """
         check_hidden(hidden, self.hidden_size)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             return self.logits(self._widened(hidden)).to(_at_least_float32(hidden.dtype))
+
+    def reset_parameters(self) -> None:
+        """Sets all parameters anew, as after construction, and the selection bias to 0."""
+        if self.e_score_correction_bias is not None:
+            nn.init.zeros_(self.e_score_correction_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The gate's own map, on hidden states in the type to compute in."""
@@ -112,8 +118,15 @@ class LinearGate(Gate):
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
-        self.weight = nn.Parameter(_initial(num_experts, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(num_experts)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        _reset_linear(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         bias = None if self.bias is None else self._wide(self.bias, hidden)
@@ -135,9 +148,14 @@ class NoisyLinearGate(LinearGate):
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "noise_weight"):  # not yet while the linear gate is being made
+            nn.init.zeros_(self.noise_weight)
+
     def noise_scale(self, hidden: Tensor) -> Tensor:
         check_hidden(hidden, self.hidden_size)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             wide = self._widened(hidden)
             scale = functional.softplus(functional.linear(wide, self._wide(self.noise_weight, wide))) + 1e-2
             return scale.to(_at_least_float32(hidden.dtype))
@@ -168,8 +186,15 @@ class MLPGate(Gate):
             check_positive_integer("hidden_sizes", size)
         sizes = (hidden_size, *hidden_sizes, num_experts)
         self.activation = activation
-        self.weights = nn.ParameterList(_initial(to, of) for of, to in pairwise(sizes))
-        self.biases = nn.ParameterList(torch.zeros(to) for to in sizes[1:])
+        self.weights = nn.ParameterList(torch.empty(to, of) for of, to in pairwise(sizes))
+        self.biases = nn.ParameterList(torch.empty(to) for to in sizes[1:])
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            _reset_linear(weight)
+            nn.init.zeros_(bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         last = len(self.weights) - 1
@@ -206,9 +231,17 @@ class CosineGate(Gate):
         check_positive("temperature", temperature)
         projection_size = min(256, max(1, hidden_size // 2)) if projection_size is None else projection_size
         check_positive_integer("projection_size", projection_size)
-        self.projection = nn.Parameter(_initial(projection_size, hidden_size))
-        self.weight = nn.Parameter(_initial(num_experts, projection_size))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        self.temperature = temperature
+        self.projection = nn.Parameter(torch.empty(projection_size, hidden_size))
+        self.weight = nn.Parameter(torch.empty(num_experts, projection_size))
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        _reset_linear(self.projection)
+        _reset_linear(self.weight)
+        nn.init.constant_(self.log_scale, -math.log(self.temperature))
 
     def logits(self, hidden: Tensor) -> Tensor:
         projected = functional.linear(hidden, self._wide(self.projection, hidden))
@@ -240,8 +273,15 @@ class NormedGate(Gate):
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
         self.eps = eps
-        self.scale = nn.Parameter(torch.ones(hidden_size))
-        self.weight = nn.Parameter(_initial(num_experts, hidden_size) * math.sqrt(hidden_size))
+        self.scale = nn.Parameter(torch.empty(hidden_size))
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.ones_(self.scale)
+        # The logits are divided by sqrt(D), so the weights start that much greater.
+        nn.init.uniform_(self.weight, -1.0, 1.0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         normed = functional.rms_norm(hidden, (self.hidden_size,), eps=self.eps)
@@ -274,21 +314,28 @@ class ResidualGate(LinearGate):
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
         self.previous_weight = nn.Parameter(torch.zeros(num_experts, previous_num_experts or num_experts))
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "previous_weight"):  # not yet while the linear gate is being made
+            nn.init.zeros_(self.previous_weight)
+
     def forward(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
         logits = super().forward(hidden)
         if previous_logits is None:
             return logits
         expected = (*hidden.shape[:-1], self.previous_weight.shape[1])
-        if previous_logits.numel() != math.prod(expected):
-            raise ValueError(f"previous_logits must be {expected}, got {tuple(previous_logits.shape)}.")
+        flat = (math.prod(hidden.shape[:-1]), self.previous_weight.shape[1])
+        if tuple(previous_logits.shape) not in {expected, flat}:
+            raise ValueError(f"previous_logits must be {expected} or {flat}, got {tuple(previous_logits.shape)}.")
         previous = previous_logits.reshape(expected).to(logits.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             return logits + functional.linear(previous, self._wide(self.previous_weight, previous))
 
 
-def _initial(rows: int, columns: int) -> Tensor:
-    """Uniform in ``±1/sqrt(columns)``, as ``torch.nn.Linear`` starts."""
-    return torch.empty(rows, columns).uniform_(-1.0, 1.0) / math.sqrt(columns)
+def _reset_linear(weight: Tensor) -> None:
+    """Uniform in ``±1/sqrt(inputs)``, as ``torch.nn.Linear`` starts."""
+    bound = 1.0 / math.sqrt(weight.shape[-1])
+    nn.init.uniform_(weight, -bound, bound)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

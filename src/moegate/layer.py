@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 from moegate.arguments import as_generator, check_hidden, flat_mask
 from moegate.dispatch import METHODS, combine, dispatch
 from moegate.experts import Experts, SharedExperts
-from moegate.gates import Gate, LinearGate
+from moegate.gates import Gate, LinearGate, NoisyLinearGate
 from moegate.noise import LearnedNoise
 from moegate.parts import check_choice, check_integer
 from moegate.records import Routing
@@ -28,7 +28,7 @@ class MoE(nn.Module):
         intermediate_size: ``F`` of each expert.
         num_experts: ``E``.
         rule: how to route; the attribute may be set anew at any time (annealing, another k).
-        gate: hidden states to logits; a ``LinearGate`` by default.
+        gate: hidden states to logits; by default a ``LinearGate``, or a ``NoisyLinearGate`` for a learned noise.
         activation: of the experts: ``swiglu``, ``geglu``, ``gelu``, ``relu2``, ``relu`` or ``silu``.
         num_shared_experts: experts of the same size that every token goes to; 0 for none.
         correction_bias: gives the default gate an ``e_score_correction_bias`` for a balance controller.
@@ -69,16 +69,18 @@ class MoE(nn.Module):
         if not isinstance(self.rule, RoutingRule):
             raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {rule!r}.")
         self.rule.check(num_experts)
-        num_logits = num_experts * _logits_per_expert(self.rule)
         if gate is not None and correction_bias:
             raise ValueError("correction_bias goes to the default gate: give your gate correction_bias=True instead.")
-        self.gate = LinearGate(hidden_size, num_logits, correction_bias=correction_bias) if gate is None else gate
-        if not isinstance(self.gate, Gate):
-            raise TypeError(f"gate must be a Gate, such as moegate.gates.LinearGate; got {type(gate).__name__}.")
-        if self.gate.num_experts != num_logits:
-            raise ValueError(f"The gate gives {self.gate.num_experts} logits, but {num_logits} are needed.")
-        if self.gate.hidden_size != hidden_size:
-            raise ValueError(f"The gate takes hidden states of {self.gate.hidden_size}, but hidden_size={hidden_size}.")
+        if isinstance(self.rule.selection, SoftSlots) and (correction_bias or expert_scale):
+            raise ValueError("Soft routing mixes by its logits alone: leave correction_bias and expert_scale False.")
+        num_logits = num_experts * _logits_per_expert(self.rule)
+        if gate is None:
+            default = NoisyLinearGate if isinstance(self.rule.noise, LearnedNoise) else LinearGate
+            gate = default(hidden_size, num_logits, correction_bias=correction_bias)
+        _check_gate(gate, self.rule, hidden_size, num_logits)
+        self.hidden_size = hidden_size
+        self.num_experts = num_experts
+        self.gate = gate
         self.experts = Experts(num_experts, hidden_size, intermediate_size, activation)
         self.shared_experts = (
             SharedExperts(hidden_size, num_shared_experts * intermediate_size, activation)
@@ -87,6 +89,15 @@ class MoE(nn.Module):
         )
         self.expert_scale = nn.Parameter(torch.ones(num_experts)) if expert_scale else None
         self.dispatch = dispatch
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as after construction; for a layer that was made on the meta device."""
+        self.gate.reset_parameters()
+        self.experts.reset_parameters()
+        if self.shared_experts is not None:
+            self.shared_experts.reset_parameters()
+        if self.expert_scale is not None:
+            nn.init.ones_(self.expert_scale)
 
     def forward(
         self,
@@ -140,6 +151,8 @@ class MoE(nn.Module):
         generator: Generator | int | None = None,
     ) -> Routing:
         """The routing alone, without running an expert; the arguments are those of ``forward``."""
+        if not (previous is None or isinstance(previous, Routing)):
+            raise TypeError(f"previous must be the Routing of the layer before, got {type(previous).__name__}.")
         seen = self._without_padding(hidden, token_mask)
         if self.training and self.rule.noise is not None:
             seen = self.rule.noise.on_hidden(seen, as_generator(generator, hidden.device))
@@ -168,6 +181,17 @@ class MoE(nn.Module):
     def extra_repr(self) -> str:
         """The rule and the way of dispatch, for ``print(module)``."""
         return f"rule={self.rule!r}, dispatch={self.dispatch!r}"
+
+
+def _check_gate(gate: object, rule: RoutingRule, hidden_size: int, num_logits: int) -> None:
+    if not isinstance(gate, Gate):
+        raise TypeError(f"gate must be a Gate, such as moegate.gates.LinearGate; got {type(gate).__name__}.")
+    if gate.num_experts != num_logits:
+        raise ValueError(f"The gate gives {gate.num_experts} logits, but {num_logits} are needed.")
+    if gate.hidden_size != hidden_size:
+        raise ValueError(f"The gate takes hidden states of {gate.hidden_size}, but hidden_size={hidden_size}.")
+    if isinstance(rule.noise, LearnedNoise) and type(gate).noise_scale is Gate.noise_scale:
+        raise ValueError(f"This rule has a learned noise, but {type(gate).__name__} has none: use a NoisyLinearGate.")
 
 
 def _logits_per_expert(rule: RoutingRule) -> int:

@@ -24,6 +24,10 @@ class Noise(Part):
         """The logits ``[T, E]`` that are scored and selected from."""
         return logits_TE
 
+    def standard_deviation(self, logits_TE: Tensor, noise_scale_TE: Tensor | None) -> Tensor | None:
+        """``[T, E]``, for the losses that need it; None where the noise is not normal."""
+        return noise_scale_TE
+
 
 @dataclass(frozen=True, repr=False)
 class GaussianNoise(Noise):
@@ -43,6 +47,9 @@ class GaussianNoise(Noise):
 
     def on_logits(self, logits_TE: Tensor, noise_scale_TE: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return logits_TE + self.std * _normal_like(logits_TE, generator)
+
+    def standard_deviation(self, logits_TE: Tensor, noise_scale_TE: Tensor | None) -> Tensor:
+        return torch.full_like(logits_TE, self.std, requires_grad=False)
 
 
 @dataclass(frozen=True, repr=False)

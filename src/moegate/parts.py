@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 
@@ -24,8 +26,11 @@ class Part:
         }
 
     def __repr__(self) -> str:
+        """What differs from the defaults, and always the first field, which is the part's main number."""
         shown = [
-            f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if not _is_default(self, field)
+            f"{field.name}={getattr(self, field.name)!r}"
+            for position, field in enumerate(fields(self))
+            if position == 0 or not _is_default(self, field)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -43,7 +48,7 @@ def part_from_dict(data: Any, family: Mapping[str, type[PartType]], role: str) -
         raise ValueError(f"The {role} must be an object with a 'kind', one of {sorted(family)}; got {data!r}.")
     values = dict(data)
     kind = values.pop("kind")
-    if kind not in family:
+    if not isinstance(kind, str) or kind not in family:
         raise ValueError(f"Unknown {role} {kind!r}.{did_you_mean(str(kind), family)}")
     known = {field.name for field in fields(family[kind])}
     for name in values:
@@ -57,6 +62,12 @@ def family_of(*classes: type[PartType]) -> dict[str, type[PartType]]:
     return {part.kind: part for part in classes}
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raises unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {value!r}.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest known name, or all of them.
 
@@ -65,13 +76,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         " Did you mean 'mixtral'?"
     """
     options = sorted(known)
-    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
     return f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(options)}."
 
 
 def check_integer(name: str, value: object, least: int | None = None) -> None:
     """Raises unless ``value`` is an integer, of at least ``least`` if that is given."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
@@ -83,11 +94,11 @@ def check_positive_integer(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises unless ``value`` is a number; NaN is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Raises unless ``value`` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    if value != value:  # noqa: PLR0124 - only NaN differs from itself
-        raise ValueError(f"{name} must be a number, got {value}.")
+    if not isfinite(float(value)):
+        raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -100,9 +111,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_positive(name: str, value: object) -> None:
     """Raises unless ``value`` is a finite number greater than 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 < value < float("inf"):
+    if not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be a finite number greater than 0, got {value}.")
 
 
@@ -111,7 +122,10 @@ def _is_default(part: Part, field: "Field[Any]") -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    # NumPy's numbers are as good as Python's, but no JSON.
+    return value.item() if hasattr(value, "item") else value
 
 
 def _frozen(value: Any) -> Any:

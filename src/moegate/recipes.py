@@ -87,7 +87,7 @@ def mixtral(top_k: int = 2) -> RoutingRule:
 
     Example:
         >>> mixtral()
-        RoutingRule(selection=TopK(), weighting=Weighting(renormalize=True))
+        RoutingRule(selection=TopK(top_k=2), weighting=Weighting(renormalize=True))
     """
     return RoutingRule(selection=TopK(top_k), weighting=Weighting(renormalize=True))
 

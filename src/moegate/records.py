@@ -7,8 +7,9 @@ Shape legend, used in every tensor's name across the project:
 ``L`` layers · ``V`` vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class Routing:
             ``T`` is its product.
         logits: ``[T, E]`` float32 (float64 stays float64), clean: before any noise.
         scores: ``[T, E]``, the unbiased scores that the weights are gathered from, after noise.
+        selection_scores: ``[T, E]``, detached: the scores, or the logits for a softmax after the selection, plus the
+            bias.
         ranking: ``[T, E]``, what the selection ordered by: the scores, or the logits when the score is
             monotone and there is no bias; plus the bias when there is one.
         expert_index: ``[T, K]`` int64, ``-1`` where a slot holds no expert.
@@ -73,7 +76,7 @@ class Routing:
         noisy_logits: ``[T, E]``, the logits after noise; None when nothing was drawn.
         shares: ``[T, E]``, what ``probabilities`` normalises when the scores themselves can't be (identity scores,
             which may be negative); None when it is the scores.
-        noise_scale: ``[T, E]``, the standard deviation of a learned noise; None otherwise.
+        noise_scale: ``[T, E]``, the standard deviation of a normal noise that was drawn; None otherwise.
         slots: the slot mixture of a soft routing; None for all others.
 
     Example:
@@ -87,6 +90,7 @@ class Routing:
     batch_shape: tuple[int, ...]
     logits: Tensor
     scores: Tensor
+    selection_scores: Tensor
     ranking: Tensor
     expert_index: Tensor
     weights: Tensor
@@ -147,6 +151,26 @@ class Routing:
         """
         token_R, slot_R = torch.nonzero(self.expert_index >= 0, as_tuple=True)
         return Edges(token_R, self.expert_index[token_R, slot_R], self.weights[token_R, slot_R])
+
+    def detach(self) -> "Routing":
+        """The same routing without a graph, to keep or to count from."""
+        return self._each(Tensor.detach)
+
+    def to(self, device: torch.device | str) -> "Routing":
+        """The same routing on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Routing":
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        slots = self.slots
+        if slots is not None:
+            parts: dict[str, Any] = {
+                name: change(value) for name, value in vars(slots).items() if isinstance(value, Tensor)
+            }
+            slots = replace(slots, **parts)
+        return replace(self, **changed, slots=slots)
 
     def with_assignment(self, expert_index: Tensor, weights: Tensor) -> "Routing":
         """This routing with other assignments (``[T, K]`` each); what had been selected stays on record."""

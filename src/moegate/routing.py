@@ -59,24 +59,24 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         >>> routing.expert_index.tolist(), round(routing.weights[0, 0].item(), 4)
         ([[1, 2]], 0.7311)
     """
-    num_experts = _check_rule(rule, logits)
+    num_experts = _check_rule(rule, logits, training)
     if isinstance(rule.selection, SoftSlots) and not (bias is None and expert_scale is None):
         raise ValueError("Soft routing mixes by its logits alone: leave bias and expert_scale None.")
-    if training or logits.requires_grad:
-        _warn_of_lost_gradient(rule)
     batch_shape = tuple(logits.shape[:-1])
     mask_T = flat_mask(token_mask, batch_shape, logits)
     logits_TE = _flat_logits(logits, mask_T)
     generator = as_generator(generator, logits.device)
-    noise_scale_TE = like_logits("noise_scale", noise_scale, logits_TE, batch_shape)
+    scale_TE = like_logits("noise_scale", noise_scale, logits_TE, batch_shape)
     noisy_TE = logits_TE
     if training and rule.noise is not None:
-        noisy_TE = rule.noise.on_logits(logits_TE, noise_scale_TE, generator)
+        scale_TE = rule.noise.standard_deviation(logits_TE, scale_TE)
+        noisy_TE = rule.noise.on_logits(logits_TE, scale_TE, generator)
     scores_TE = rule.score.scores(noisy_TE)
-    selection_scores_TE, ranking_TE = _rankings(
-        rule, noisy_TE, scores_TE, per_expert("bias", bias, num_experts, logits_TE)
-    )
+    bias_E = per_expert("bias", bias, num_experts, logits_TE)
+    selection_scores_TE, ranking_TE = _rankings(rule, noisy_TE, scores_TE, bias_E)
     candidates = Candidates(
+        clean_logits=logits_TE,
+        noise_scale=scale_TE,
         logits=noisy_TE,
         scores=scores_TE,
         shares=rule.score.shares(noisy_TE, scores_TE),
@@ -92,33 +92,20 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     selected = rule.selection.select(candidates)
     index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
     if selected.slots is not None and selected.weights is not None:
-        return _soft_routing(candidates, selected, index_TK, logits_TE)
-    scale_E = per_expert("expert_scale", expert_scale, num_experts, logits_TE)
-    assign = _assignment(rule, candidates, scale_E)
-    expert_index_TK, weights_TK = assign(index_TK)
-    routing = Routing(
-        num_experts=num_experts,
-        batch_shape=batch_shape,
-        logits=logits_TE,
-        scores=scores_TE,
-        ranking=ranking_TE,
-        expert_index=expert_index_TK,
-        weights=weights_TK,
-        selected_index=index_TK,
-        token_mask=mask_T,
-        noisy_logits=None if noisy_TE is logits_TE else noisy_TE,
-        shares=None if candidates.shares is scores_TE else candidates.shares,
-        noise_scale=noise_scale_TE,
-    )
-    return routing if rule.capacity is None else _limited(routing, rule.capacity, candidates, assign)
+        return _soft_routing(candidates, selected, index_TK)
+    assign = _assignment(rule, candidates, per_expert("expert_scale", expert_scale, num_experts, logits_TE))
+    routing = _sparse_routing(candidates, index_TK, assign)
+    return routing if rule.capacity is None else _limited(routing, rule.capacity, (candidates, selected), assign)
 
 
-def _check_rule(rule: RoutingRule, logits: Tensor) -> int:
+def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
     if not isinstance(rule, RoutingRule):
         raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {type(rule).__name__}.")
     check_logits(logits)
     num_experts = rule.selection.num_experts(logits.shape[-1])
     rule.check(num_experts)
+    if training or logits.requires_grad:
+        _warn_of_lost_gradient(rule)
     return num_experts
 
 
@@ -162,31 +149,52 @@ def _assignment(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tenso
     return assign
 
 
-def _soft_routing(candidates: Candidates, selected: Selected, index_TE: Tensor, logits_TS: Tensor) -> Routing:
+def _sparse_routing(candidates: Candidates, index_TK: Tensor, assign: Assignment) -> Routing:
+    expert_index_TK, weights_TK = assign(index_TK)
+    return Routing(
+        num_experts=candidates.scores.shape[1],
+        batch_shape=candidates.batch_shape,
+        logits=candidates.clean_logits,
+        scores=candidates.scores,
+        selection_scores=candidates.selection_scores,
+        ranking=candidates.ranking,
+        expert_index=expert_index_TK,
+        weights=weights_TK,
+        selected_index=index_TK,
+        token_mask=candidates.token_mask,
+        noisy_logits=None if candidates.logits is candidates.clean_logits else candidates.logits,
+        shares=None if candidates.shares is candidates.scores else candidates.shares,
+        noise_scale=candidates.noise_scale,
+    )
+
+
+def _soft_routing(candidates: Candidates, selected: Selected, index_TE: Tensor) -> Routing:
     assert selected.weights is not None
+    ranking_TE = selected.weights.detach()
     return Routing(
         num_experts=index_TE.shape[1],
         batch_shape=candidates.batch_shape,
-        logits=logits_TS,
+        logits=candidates.clean_logits,
         scores=selected.weights,
-        ranking=selected.weights.detach(),
+        selection_scores=ranking_TE,
+        ranking=ranking_TE,
         expert_index=index_TE,
         weights=selected.weights,
         selected_index=index_TE,
         token_mask=candidates.token_mask,
-        noisy_logits=None if candidates.logits is logits_TS else candidates.logits,
+        noisy_logits=None if candidates.logits is candidates.clean_logits else candidates.logits,
         slots=selected.slots,
     )
 
 
-def _limited(routing: Routing, capacity: Capacity, candidates: Candidates, assign: Assignment) -> Routing:
+def _limited(routing: Routing, capacity: Capacity, choice: tuple[Candidates, Selected], assign: Assignment) -> Routing:
     """The routing after a capacity: assignments without a place are dropped, or go elsewhere."""
-    num_experts = routing.num_experts
+    candidates, selected = choice
     index_TK = routing.expert_index
     # Assignments are real tokens times k, and the same count serves routers whose k differs from token to token.
-    limit = capacity.limit_of_assignments((index_TK >= 0).sum(), num_experts)
-    order_N = capacity.assignment_order(index_TK, routing.weights, candidates.training, candidates.generator)
-    kept_TK = keep_within(index_TK, order_N, limit.expand(num_experts))
+    limit = capacity.limit_of_assignments((index_TK >= 0).sum(), routing.num_experts)
+    order_N = capacity.assignment_order(routing, candidates.training, candidates.generator)
+    kept_TK = keep_within(index_TK, order_N, limit.expand(routing.num_experts))
     if capacity.overflow == "drop":
         dropped_TK = ~kept_TK
         return replace(
@@ -194,7 +202,11 @@ def _limited(routing: Routing, capacity: Capacity, candidates: Candidates, assig
             expert_index=index_TK.masked_fill(dropped_TK, EMPTY),
             weights=routing.weights.masked_fill(dropped_TK, 0.0),
         )
-    final_TK = reroute(index_TK, kept_TK, routing.ranking, order_N, limit)
+    # An expert that the selection ruled out, or that -inf masks, is no way out either.
+    excluded_TE = routing.ranking == float("-inf")
+    if selected.excluded is not None:
+        excluded_TE = excluded_TE | selected.excluded
+    final_TK = reroute(index_TK, kept_TK, routing.ranking, order_N, limit, excluded_TE)
     # The weights are those of the experts that are asked now; what found no room keeps its share and is lost.
     _, weights_TK = assign(torch.where(final_TK < 0, index_TK, final_TK))
     return replace(routing, expert_index=final_TK, weights=weights_TK.masked_fill(final_TK < 0, 0.0))
@@ -219,5 +231,5 @@ def _warn_once(rule: Part) -> None:
         "model's loss. Choose Weighting(renormalize=False) as Switch does, top_k of 2 or more, or the StraightThrough "
         "estimator.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

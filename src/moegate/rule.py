@@ -38,7 +38,7 @@ class RoutingRule:
         >>> import moegate
         >>> rule = moegate.RoutingRule(selection=moegate.selection.TopK(2), score=moegate.scoring.Sigmoid())
         >>> rule
-        RoutingRule(selection=TopK(), score=Sigmoid())
+        RoutingRule(selection=TopK(top_k=2), score=Sigmoid())
         >>> moegate.RoutingRule.from_json(rule.to_json()) == rule
         True
     """
@@ -138,7 +138,7 @@ class RoutingRule:
         parts: dict[str, Any] = {}
         for name, value in data.items():
             if name not in _DEFAULTS:
-                raise ValueError(f"A rule has no part {name!r}.{did_you_mean(name, _DEFAULTS)}")
+                raise ValueError(f"A rule has no part {name!r}.{did_you_mean(str(name), _DEFAULTS)}")
             family = _TABLES.get(name)
             parts[name] = value if family is None or value is None else part_from_dict(value, family, name)
         return cls(**parts)

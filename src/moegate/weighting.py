@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from moegate.parts import Part, check_choice, check_number, check_positive
+from moegate.parts import Part, check_bool, check_choice, check_number, check_positive
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +33,7 @@ class Weighting(Part):
 
     def __post_init__(self) -> None:
         check_positive("scale", self.scale)
+        check_bool("renormalize", self.renormalize)
         check_number("eps", self.eps)
         if self.eps < 0:
             raise ValueError(f"eps must not be negative, got {self.eps}.")

@@ -52,7 +52,7 @@ def test_nan_is_above_nothing() -> None:
         ({"min_k": 3, "max_k": 2}, ValueError, "max_k=2 is less than min_k=3"),
         ({"max_k": 0}, ValueError, "max_k must be at least 1"),
         ({"threshold": "high"}, TypeError, "threshold must be a number, got 'high'"),
-        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a finite number, got nan"),
     ],
 )
 def test_bad_values(values: dict[str, object], error: type[Exception], message: str) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moegate.dispatch.plan import Plan
+from moegate.precision import without_autocast
 from moegate.records import Routing, SlotMixture
 
 
@@ -22,7 +23,7 @@ class SoftPlan(Plan):
     def gather(self, hidden_TD: Tensor) -> Tensor:
         dispatch_BNS = self._by_sequence(self.mixture.dispatch)
         hidden_BND = self._by_sequence(hidden_TD).to(dispatch_BNS.dtype)
-        with torch.autocast(hidden_TD.device.type, enabled=False):  # the shares are too many to be narrow
+        with without_autocast(hidden_TD):  # the shares are too many to be narrow
             slots_BSD = dispatch_BNS.mT @ hidden_BND
         rows_EBpD: Tensor = slots_BSD.unflatten(1, (self.counts.shape[0], -1)).transpose(0, 1)
         return rows_EBpD.reshape(-1, hidden_TD.shape[1]).to(hidden_TD.dtype)
@@ -31,7 +32,7 @@ class SoftPlan(Plan):
         combine_BNS = self._by_sequence(self.mixture.combine)
         shape = (self.counts.shape[0], self.mixture.num_segments, -1, rows_RD.shape[1])
         slots_BSD = rows_RD.to(combine_BNS.dtype).view(shape).transpose(0, 1).flatten(1, 2)
-        with torch.autocast(rows_RD.device.type, enabled=False):
+        with without_autocast(rows_RD):
             out_BND: Tensor = combine_BNS @ slots_BSD
         return out_BND.reshape(self.num_tokens, rows_RD.shape[1]).to(rows_RD.dtype)
 

@@ -50,8 +50,8 @@ def sorted_plan(routing: Routing, *, weight_input: bool = False) -> SortedPlan:
     key_N = torch.where(expert_N < 0, num_experts, expert_N)
     counts_E = routing.load
     slot_R = torch.argsort(key_N, stable=True)
-    if not torch.compiler.is_compiling():
-        # Compiled, the rows keep their static number, and those of empty slots weigh nothing.
+    if not (torch.compiler.is_compiling() or counts_E.is_meta):
+        # Compiled, or without values, the rows keep their static number, and those of empty slots weigh nothing.
         slot_R = slot_R[: int(counts_E.sum())]
     return SortedPlan(
         num_tokens=routing.num_tokens,

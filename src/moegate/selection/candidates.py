@@ -14,6 +14,8 @@ class Candidates:
     """All that a selection may look at.
 
     Attributes:
+        clean_logits: ``[T, E]`` before noise.
+        noise_scale: ``[T, E]``, the standard deviation of the noise where it has one, or None.
         logits: ``[T, E]`` after noise.
         scores: ``[T, E]`` unbiased.
         shares: ``[T, E]``, what a token's probabilities are made of when divided by their sum; mostly the scores.
@@ -28,6 +30,8 @@ class Candidates:
         hash_table: ``[V, K]`` int64, or None.
     """
 
+    clean_logits: Tensor
+    noise_scale: Tensor | None
     logits: Tensor
     scores: Tensor
     shares: Tensor
@@ -50,12 +54,14 @@ class Candidates:
 class Selected:
     """The answer of a selection: ``index`` ``[T, K]`` int64 with ``-1`` in empty slots.
 
-    A soft routing has weights and slots of its own; for all others they are None.
+    A soft routing has weights and slots of its own; for all others they are None. ``excluded`` ``[T, E]`` marks the
+    experts that the selection rules out for a token, whatever else happens to it.
     """
 
     index: Tensor
     weights: Tensor | None = None
     slots: SlotMixture | None = None
+    excluded: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)

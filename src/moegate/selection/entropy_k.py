@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from moegate.ops.ordered_topk import ordered_topk
-from moegate.parts import check_positive_integer
+from moegate.parts import check_number, check_positive_integer
 from moegate.probability import entropy, normalized
 from moegate.records import EMPTY
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
@@ -34,8 +34,13 @@ class EntropyK(Selection):
 
     def __post_init__(self) -> None:
         for name in ("thresholds", "counts"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list):
+                raise TypeError(f"{name} must be a tuple of numbers, got {values!r}.")
             # A list would leave the rule without a hash.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(values))
+        for threshold in self.thresholds:
+            check_number("thresholds", threshold)
         if len(self.counts) != len(self.thresholds) + 1:
             raise ValueError(
                 f"{len(self.thresholds)} thresholds make {len(self.thresholds) + 1} steps, but counts has "

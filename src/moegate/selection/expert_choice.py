@@ -1,12 +1,13 @@
 """Expert choice: the experts pick their tokens, so every expert is equally loaded."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from moegate.capacity import capacity, capacity_of_real_tokens
+from moegate.capacity import counted_capacity, exact_factor
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.parts import check_choice, check_positive
 from moegate.records import EMPTY
@@ -36,6 +37,7 @@ class ExpertChoice(Selection):
     def __post_init__(self) -> None:
         check_positive("capacity_factor", self.capacity_factor)
         check_choice("scope", self.scope, ("batch", "sequence"))
+        _ = self.exact_factor
 
     def select(self, candidates: Candidates) -> Selected:
         chosen_TE = self._chosen(candidates)
@@ -51,22 +53,26 @@ class ExpertChoice(Selection):
             return torch.zeros_like(candidates.scores, dtype=torch.bool)
         # Experts compare tokens, so they compare scores: logits of different tokens have no common scale.
         scores_BET = candidates.selection_scores.view(segments, -1, num_experts).mT
+        real_BET = self._real_tokens(candidates).view(segments, 1, -1).expand_as(scores_BET)
         length = scores_BET.shape[-1]
-        greatest = min(length, capacity(length, num_experts, self.capacity_factor))
-        masked_BET, room_B11 = None, None
-        if candidates.token_mask is not None:
-            mask_BT = candidates.token_mask.view(segments, length)
-            masked_BET = (~mask_BT)[:, None, :].expand_as(scores_BET)
-            room_B11 = capacity_of_real_tokens(mask_BT.sum(dim=-1), num_experts, self.capacity_factor)[:, None, None]
-        token_BEC = ordered_topk(scores_BET, greatest, excluded=masked_BET)
-        taken_BEC = torch.ones_like(token_BEC, dtype=torch.bool)
-        if room_B11 is not None and candidates.token_mask is not None:
-            taken_BEC = torch.arange(greatest, device=token_BEC.device) < room_B11
-            taken_BEC = taken_BEC & candidates.token_mask.view(segments, 1, length).expand_as(scores_BET).gather(
-                -1, token_BEC
-            )
+        numerator, denominator = self.exact_factor
+        greatest = min(length, max(1, -(-length * numerator // (denominator * num_experts))))
+        token_BEC = ordered_topk(scores_BET, greatest, excluded=~real_BET)
+        room_B1 = counted_capacity(real_BET[:, 0].sum(dim=-1, keepdim=True), num_experts, self.exact_factor)
+        has_room_B1C = (torch.arange(greatest, device=token_BEC.device) < room_B1)[:, None, :]
+        taken_BEC = has_room_B1C & real_BET.gather(-1, token_BEC)
         chosen_BET = torch.zeros_like(scores_BET, dtype=torch.bool).scatter(-1, token_BEC, taken_BEC)
         return chosen_BET.mT.reshape(num_tokens, num_experts)
+
+    def _real_tokens(self, candidates: Candidates) -> Tensor:
+        if candidates.token_mask is not None:
+            return candidates.token_mask
+        return torch.ones(candidates.scores.shape[0], dtype=torch.bool, device=candidates.scores.device)
+
+    @cached_property
+    def exact_factor(self) -> tuple[int, int]:
+        """The capacity factor as numerator and denominator, so that a compiler sees integers only."""
+        return exact_factor(self.capacity_factor)
 
 
 def _greatest_count(chosen_TE: Tensor) -> int:

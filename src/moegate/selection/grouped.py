@@ -66,7 +66,7 @@ class GroupedTopK(Selection):
         kept_TG.scatter_(-1, ordered_topk(group_TG, self.groups_kept), True)
         group_size = candidates.ranking.shape[-1] // self.num_groups
         dropped_TE = ~kept_TG.repeat_interleave(group_size, dim=-1)
-        return Selected(ordered_topk(candidates.ranking, self.top_k, excluded=dropped_TE))
+        return Selected(ordered_topk(candidates.ranking, self.top_k, excluded=dropped_TE), excluded=dropped_TE)
 
     def _group_scores(self, candidates: Candidates) -> Tensor:
         # The maximum may be taken of the logits, like the ranking itself; a sum has to be one of scores.

@@ -45,6 +45,7 @@ class Threshold(Selection):
     def select(self, candidates: Candidates) -> Selected:
         width = self.max_k or candidates.ranking.shape[-1]
         index_TK = ordered_topk(candidates.ranking, width)
-        above_TK = candidates.selection_scores.gather(-1, index_TK) > self.threshold
+        above_TE = candidates.selection_scores > self.threshold
         always_TK = torch.arange(width, device=index_TK.device) < self.min_k
-        return Selected(index_TK.masked_fill(~(above_TK | always_TK), EMPTY))
+        kept_TK = above_TE.gather(-1, index_TK) | always_TK
+        return Selected(index_TK.masked_fill(~kept_TK, EMPTY), excluded=~above_TE)
