@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -174,10 +175,19 @@ def test_a_configuration_with_a_text_part_is_read_there() -> None:
 def test_every_listed_model_type_makes_a_rule(model_type: str) -> None:
     names = {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2}
     rule = from_config({"model_type": model_type, **names})
-    assert rule.selection.top_k == 2
+    assert rule.selection.top_k == (1 if model_type == "switch_transformers" else 2)
 
 
-@pytest.mark.parametrize("name", sorted(set(ALIASES) - {"model_type"}))
+TESTED_ELSEWHERE = {
+    "model_type",
+    "score_before_experts",
+    "moe_router_pre_softmax",
+    "moe_expert_capacity_factor",
+    "moe_token_drop_policy",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(ALIASES) - TESTED_ELSEWHERE))
 def test_every_alias_means_the_same(name: str) -> None:
     names: dict[str, Any] = {
         "num_experts": 16,
@@ -277,6 +287,11 @@ def test_aliases_that_agree_may_stand_together() -> None:
         ),
         ({"model_type": "qwen3moe", "num_experts_per_tok": 2}, r"'qwen3moe' is not known.* Did you mean 'qwen3_moe'\?"),
         ({"model_type": "llama", "num_experts_per_tok": 2}, "'llama' is not known"),
+        ({"model_type": "muse_spark_text", "num_experts_per_tok": 2}, "'muse_spark_text' is not known"),
+        ({"model_type": "nllb-moe", "num_experts": 8}, "'nllb-moe' is not known"),
+        ({"num_experts_per_tok": 2, "n_group": -1}, "n_group must be at least 1, got -1"),
+        ({"num_experts_per_tok": 2, "num_expert_groups": 0}, "num_expert_groups must be at least 1, got 0"),
+        ({"num_experts_per_tok": 2, "num_experts": -8}, "num_experts must be at least 1, got -8"),
     ],
 )
 def test_configurations_that_make_no_rule(names: dict[str, Any], message: str) -> None:
@@ -293,3 +308,227 @@ def test_what_is_no_configuration(config: object) -> None:
 def test_a_model_type_that_is_not_listed_may_say_it_all() -> None:
     names = {"model_type": "my_moe", "scoring_func": "sigmoid", "norm_topk_prob": True, "num_experts_per_tok": 4}
     assert from_config(names) == RoutingRule(TopK(4), score=Sigmoid(), weighting=moegate.Weighting(renormalize=True))
+
+
+# --- Megatron-LM -------------------------------------------------------------------------------------------------
+
+
+def by_megatron(logits: np.ndarray, names: dict[str, Any], bias: np.ndarray | None = None) -> np.ndarray:
+    """The weights of Megatron-LM's routing, spread over all experts, one token at a time in float64."""
+    top_k, groups, kept = (
+        names["moe_router_topk"],
+        names.get("moe_router_num_groups"),
+        names.get("moe_router_group_topk"),
+    )
+    function = names.get("moe_router_score_function", "softmax")
+    weights = np.zeros_like(logits)
+    for token, z in enumerate(logits):
+        softmax = np.exp(z) / np.exp(z).sum()
+        raw = {"sigmoid": 1 / (1 + np.exp(-z)), "sqrtsoftplus": np.sqrt(np.log1p(np.exp(z))), "softmax": softmax}[
+            function
+        ]
+        post_softmax = function == "softmax" and not names.get("moe_router_pre_softmax", False)
+        ranking = (z if post_softmax else raw) + (0 if bias is None else bias)
+        if groups:
+            members = ranking.reshape(groups, -1)
+            score = np.sort(members, axis=1)[:, ::-1][:, : top_k // kept].sum(axis=1)
+            dropped = np.argsort(-score)[kept:]
+            members = members.copy()
+            members[dropped] = -np.inf
+            ranking = members.reshape(-1)
+        chosen = np.argsort(-ranking)[:top_k]
+        if post_softmax:
+            weights[token, chosen] = np.exp(z[chosen]) / np.exp(z[chosen]).sum()
+        elif function == "softmax" or top_k == 1:
+            weights[token, chosen] = raw[chosen]
+        else:
+            weights[token, chosen] = raw[chosen] / (raw[chosen].sum() + 1e-20)
+    return weights * (names.get("moe_router_topk_scaling_factor") or 1.0)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "kept"), [(1, None), (4, None), (1, 1), (2, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 3)]
+)
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        {},
+        {"moe_router_score_function": "softmax", "moe_router_pre_softmax": False},
+        {"moe_router_pre_softmax": True},
+        {"moe_router_score_function": "sigmoid", "moe_router_topk_scaling_factor": 2.5},
+        {"moe_router_score_function": "sqrtsoftplus", "moe_router_topk_scaling_factor": None},
+    ],
+)
+def test_names_of_megatron_route_as_megatron_does(scoring: dict[str, Any], top_k: int, kept: int | None) -> None:
+    names = {"num_moe_experts": 16, "moe_router_topk": top_k, **scoring}
+    if kept is not None:
+        names |= {"moe_router_num_groups": 4, "moe_router_group_topk": kept}
+    logits = torch.randn(64, 16, dtype=torch.float64)
+    biased = scoring.get("moe_router_score_function") in {"sigmoid", "sqrtsoftplus"}
+    bias = torch.randn(16, dtype=torch.float64) * 0.3 if biased else None
+    routing = moegate.route(logits, from_config(names), bias=bias)
+    ours = torch.zeros_like(logits).scatter(1, routing.expert_index, routing.weights.double())
+    theirs = by_megatron(logits.numpy(), names, None if bias is None else bias.numpy())
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_softmax_of_megatron_is_over_the_chosen_unless_told() -> None:
+    assert from_config({"moe_router_topk": 2}) == moegate.recipes.gpt_oss(2)
+    assert from_config({"moe_router_topk": 2, "moe_router_pre_softmax": True}) == RoutingRule(TopK(2), score=Softmax())
+    assert from_config({"num_experts_per_tok": 2, "moe_router_dtype": "fp32"}) == moegate.recipes.gpt_oss(2)
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(6, 2), (1, 2), (9, 3)])
+def test_group_scores_of_megatron_that_no_rule_holds(top_k: int, kept: int) -> None:
+    names = {"moe_router_topk": top_k, "moe_router_num_groups": 4, "moe_router_group_topk": kept}
+    with pytest.raises(ValueError, match=rf"{top_k} // {kept} = {top_k // kept} scores; that can't be expressed"):
+        from_config(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"moe_router_topk": 2, "norm_topk_prob": False},
+        {"moe_router_topk": 2, "norm_topk_prob": True, "moe_router_pre_softmax": True},
+        {"moe_router_topk": 2, "norm_topk_prob": False, "scoring_func": "sigmoid"},
+        {"moe_router_topk": 4, "n_group": 4, "moe_router_group_topk": 2, "topk_method": "group_limited_greedy"},
+    ],
+)
+def test_names_of_hugging_face_that_contradict_megatron(names: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="but Megatron-LM, whose names are here too, routes as"):
+        from_config(names)
+
+
+def test_capacity_of_megatron() -> None:
+    names = {"moe_router_topk": 2, "moe_expert_capacity_factor": 1.5}
+    assert from_config(names).capacity == moegate.Capacity(1.5, drop="weight")
+    assert from_config({**names, "moe_token_drop_policy": "probs"}).capacity == moegate.Capacity(1.5, drop="weight")
+    first = {"moe_router_topk": 1, "moe_expert_capacity_factor": 1, "moe_token_drop_policy": "position"}
+    assert from_config(first).capacity == moegate.Capacity(1.0, drop="position")
+    for factor in (None, -1.0):
+        assert from_config({**names, "moe_expert_capacity_factor": factor}).capacity is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"moe_router_force_load_balancing": True}, "moe_router_force_load_balancing=True can't be honoured"),
+        ({"moe_expert_rank_capacity_factor": 1.5}, "moe_expert_rank_capacity_factor=1.5 can't be honoured"),
+        ({"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn' can't be honoured"),
+        ({"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"]}, "'sinkhorn' can't be honoured"),
+        ({"moe_token_drop_policy": "prob"}, r"Unknown moe_token_drop_policy 'prob'. Did you mean 'probs'\?"),
+        ({"moe_expert_capacity_factor": 1.0, "moe_token_drop_policy": "position"}, "'position' with several experts"),
+        ({"_debug_force_load_balance": True}, "_debug_force_load_balance=True can't be honoured"),
+        ({"score_func": "sigmoid"}, "moe_router_topk is a name of Megatron-LM and score_func one of torchtitan"),
+    ],
+)
+def test_settings_that_no_rule_holds(names: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_config({"moe_router_topk": 2, **names})
+
+
+def test_names_of_megatron_without_a_part_in_the_rule() -> None:
+    names = {
+        "moe_router_enable_expert_bias": True,
+        "moe_router_bias_update_rate": 1e-3,
+        "moe_aux_loss_coeff": 1e-2,
+        "moe_z_loss_coeff": 1e-3,
+        "moe_router_force_load_balancing": False,
+        "moe_enable_routing_replay": True,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"],
+    }
+    assert from_config({"moe_router_topk": 2, **names}) == from_config({"moe_router_topk": 2})
+
+
+# --- torchtitan --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        ({"route_norm": False}, RoutingRule(TopK(4), score=Sigmoid())),
+        ({"load_balance_coeff": 1e-3}, RoutingRule(TopK(4), score=Sigmoid())),
+        ({"score_func": "softmax"}, RoutingRule(TopK(4))),
+        (
+            {"route_norm": True, "route_scale": 2.5},
+            RoutingRule(TopK(4), score=Sigmoid(), weighting=moegate.Weighting(renormalize=True, scale=2.5)),
+        ),
+        (
+            {"score_func": "softmax", "num_expert_groups": 4, "num_limited_groups": 2},
+            RoutingRule(GroupedTopK(4, num_groups=4, groups_kept=2, group_score="top2_sum")),
+        ),
+        (
+            {"score_before_experts": True},
+            RoutingRule(TopK(4), score=Sigmoid(), weighting=moegate.Weighting(apply_to="input")),
+        ),
+        ({"score_before_experts": False}, RoutingRule(TopK(4), score=Sigmoid())),
+    ],
+)
+def test_names_of_torchtitan(names: dict[str, Any], rule: RoutingRule) -> None:
+    assert from_config({"num_experts": 16, "top_k": 4, **names}) == rule
+
+
+@pytest.mark.parametrize("name", ["moe_apply_probs_on_input", "moe_apply_router_weight_on_input"])
+def test_weights_on_the_input(name: str) -> None:
+    for on_input in (True, False):
+        weighting = from_config({"num_experts_per_tok": 1, name: on_input}).weighting
+        assert weighting.apply_to == ("input" if on_input else "output")
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"norm_topk_prob": "false"}, "norm_topk_prob must be True or False, got 'false'"),
+        ({"route_norm": 1}, "route_norm must be True or False, got 1"),
+        ({"num_experts": "8"}, "num_experts must be an integer, got '8'"),
+        ({"n_routed_experts": 8.0}, "n_routed_experts must be an integer, got 8.0"),
+        ({"num_experts": True}, "num_experts must be an integer, got True"),
+        ({"moe_num_experts": [8, 8]}, r"moe_num_experts must be an integer, got \[8, 8\]"),
+        ({"routed_scaling_factor": "2.5"}, "routed_scaling_factor must be a number, got '2.5'"),
+        ({"router_jitter_noise": "0.1"}, "router_jitter_noise must be a number, got '0.1'"),
+        ({"scoring_func": 1}, "scoring_func must be text, got 1"),
+        ({"model_type": 3}, "model_type must be text, got 3"),
+        ({8: 2}, "The names of a configuration must be text, got 8"),
+    ],
+)
+def test_values_of_the_wrong_type(names: dict[Any, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        from_config({"num_experts_per_tok": 2, **names})
+
+
+def test_none_is_absent() -> None:
+    names = dict.fromkeys(alias for aliases in ALIASES.values() for alias in aliases)
+    assert from_config({**names, "num_experts_per_tok": 2}) == RoutingRule(TopK(2))
+
+
+# --- beside a model type -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "meant"),
+    [
+        ("qwen3_moe", "norm_topk_probs", "norm_topk_prob"),
+        ("qwen3_moe", "num_expert_per_tok", "num_experts_per_tok"),
+        ("deepseek_v3", "n_groups", "n_group"),
+        ("deepseek_v3", "routed_scale_factor", "routed_scaling_factor"),
+        ("deepseek_v3", "top_k_group", "topk_group"),
+    ],
+)
+def test_a_misspelt_name_beside_a_model_type(model_type: str, name: str, meant: str) -> None:
+    names = {"model_type": model_type, "num_experts_per_tok": 2, "rope_theta": 1e4, name: None}
+    with pytest.raises(ValueError, match=f"Unknown configuration name '{name}'. Did you mean '{meant}'"):
+        from_config(names)
+
+
+def test_the_groups_of_mamba_are_no_misspelling() -> None:
+    assert from_config({"model_type": "nemotron_h", "num_experts_per_tok": 2, "n_groups": 8}).selection == TopK(2)
+
+
+def test_top_k_of_text_generation_is_not_that_of_the_router() -> None:
+    assert from_config({"model_type": "mixtral", "num_experts_per_tok": 2, "top_k": 40}) == moegate.recipes.mixtral(2)
+    assert from_config({"num_experts_per_tok": 2, "top_k": 50}).selection == TopK(2)
+    assert from_config({"num_experts": 64, "top_k": 50}).selection == TopK(50)

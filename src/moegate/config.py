@@ -3,15 +3,29 @@
 A configuration often leaves out what its modelling code does: that Mixtral renormalises, or that DeepSeek-V3
 uses a sigmoid. ``MODEL_TYPES`` holds that, checked against the models' own code; a model type that is not listed
 is refused unless its configuration names both its scoring function and its normalisation, since a guess would
-route wrongly without a sign.
+route wrongly without a sign. A dict without a model type is read with the defaults of the system whose names it
+uses: those of Megatron-LM (``moe_router_...``), of torchtitan (``score_func``, ``route_norm``, ...), or else those
+of Hugging Face.
 """
 
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from moegate.capacity import Capacity
+from moegate.config_names import (
+    ALIASES,
+    COUNTS,
+    MEGATRON_NAMES,
+    NUMBERS,
+    OTHER_NAMES,
+    SWITCHES,
+    TORCHTITAN_NAMES,
+    UNLESS_FALSE,
+)
+from moegate.model_types import MODEL_TYPES, OWN_NAMES, SCORING_WORDS
 from moegate.noise import InputJitter
-from moegate.parts import did_you_mean
+from moegate.parts import check_integer, check_number, did_you_mean
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Score, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
 from moegate.selection import GroupedTopK, Selection, TopK
@@ -19,139 +33,8 @@ from moegate.weighting import Weighting
 
 __all__ = ["ALIASES", "MODEL_TYPES", "rule_from_config"]
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "num_experts": (
-        "num_experts",
-        "n_routed_experts",
-        "num_local_experts",
-        "moe_num_experts",
-        "num_routed_experts",
-    ),
-    "num_experts_per_tok": (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "top_k",
-        "moe_topk",
-        "moe_top_k",
-        "moe_k",
-        "num_selected_experts",
-        "moe_router_topk",
-    ),
-    "scoring_func": (
-        "scoring_func",
-        "score_func",
-        "score_function",
-        "moe_router_score_function",
-        "router_score_function",
-        "expert_selection_fn",
-    ),
-    "n_group": ("n_group", "num_groups", "num_expert_groups", "moe_router_num_groups"),
-    "topk_group": ("topk_group", "groups_kept", "num_limited_groups", "moe_router_group_topk"),
-    "norm_topk_prob": ("norm_topk_prob", "route_norm", "norm_topk", "renormalize", "moe_norm_topk_prob"),
-    "routed_scaling_factor": (
-        "routed_scaling_factor",
-        "router_scaling_factor",
-        "route_scale",
-        "moe_router_topk_scaling_factor",
-    ),
-    "topk_method": ("topk_method",),
-    "router_jitter_noise": ("router_jitter_noise",),
-    "model_type": ("model_type",),
-}
-"""The names that decide a rule, each with the aliases that other configurations use."""
-
-_OTHER_NAMES = frozenset(
-    (
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "n_shared_experts",
-        "num_shared_experts",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "output_router_logits",
-        "decoder_sparse_step",
-        "first_k_dense_replace",
-        "mlp_only_layers",
-        "mlp_layer_types",
-        "expert_capacity",
-        "num_hidden_layers",
-        "hidden_act",
-        "aux_loss_alpha",
-        "seq_aux",
-        "moe_layer_freq",
-    )
-)
-"""Names of a mixture of experts that have no part in its rule; they are accepted and left alone."""
-
-_SOFTMAX = {"scoring_func": "softmax"}
-_SOFTMAX_RENORMALIZED = {"scoring_func": "softmax", "norm_topk_prob": True}
-_SOFTMAX_PLAIN = {"scoring_func": "softmax", "norm_topk_prob": False}
-_SOFTMAX_SELECTED = {"scoring_func": "softmax_selected"}
-_SIGMOID_RENORMALIZED = {"scoring_func": "sigmoid", "norm_topk_prob": True}
-_SIGMOID_GROUPED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-_SIGMOID_ON_INPUT = {"scoring_func": "sigmoid", "norm_topk_prob": False, "apply_to": "input"}
-MODEL_TYPES: dict[str, dict[str, Any]] = {
-    "aria_text": _SOFTMAX_RENORMALIZED,
-    "axk1": _SIGMOID_GROUPED,
-    "axk2": _SIGMOID_GROUPED,
-    "cohere2_moe": {},
-    "deepseek_ocr2_text": _SOFTMAX_PLAIN,
-    "deepseek_v2": _SOFTMAX_PLAIN,
-    "deepseek_v3": _SIGMOID_GROUPED,
-    "deepseek_v32": _SIGMOID_GROUPED,
-    "dots1": _SIGMOID_GROUPED,
-    "dots3_note_text": _SIGMOID_GROUPED,
-    "ernie4_5_moe": _SOFTMAX_RENORMALIZED,
-    "ernie4_5_vl_moe_text": _SOFTMAX_RENORMALIZED,
-    "exaone_moe": _SIGMOID_GROUPED,
-    "flex_olmo": _SOFTMAX,
-    "flint": {"scoring_func": "sigmoid"},
-    "glm4_moe": _SIGMOID_GROUPED,
-    "glm4_moe_lite": _SIGMOID_GROUPED,
-    "glm4v_moe_text": _SIGMOID_GROUPED,
-    "glm5_next_text": _SIGMOID_GROUPED,
-    "glm_moe_dsa": _SIGMOID_GROUPED,
-    "gpt_oss": _SOFTMAX_SELECTED,
-    "granitemoe": _SOFTMAX_SELECTED,
-    "granitemoe_swa": _SOFTMAX_SELECTED,
-    "granitemoehybrid": _SOFTMAX_SELECTED,
-    "granitemoeshared": _SOFTMAX_SELECTED,
-    "hy_v3": _SIGMOID_RENORMALIZED,
-    "hy_v4": _SIGMOID_GROUPED,
-    "jamba": _SOFTMAX_PLAIN,
-    "jetmoe": _SOFTMAX_SELECTED,
-    "laguna": _SIGMOID_RENORMALIZED,
-    "llama4": _SIGMOID_ON_INPUT,
-    "llama4_text": _SIGMOID_ON_INPUT,
-    "mellum": _SOFTMAX,
-    "mimo_v2_flash": _SIGMOID_GROUPED,
-    "minimax": _SOFTMAX_RENORMALIZED,
-    "minimax_m2": _SIGMOID_RENORMALIZED,
-    "mistral4": {"scoring_func": "softmax", "topk_method": "noaux_tc"},
-    "mistral_large4_text": {"scoring_func": "softmax", "norm_topk_prob": True, "topk_method": "noaux_tc"},
-    "mixtral": _SOFTMAX_RENORMALIZED,
-    "muse_spark_text": _SIGMOID_RENORMALIZED,
-    "nemotron_h": _SIGMOID_GROUPED,
-    "olmoe": _SOFTMAX,
-    "qwen2_moe": _SOFTMAX,
-    "qwen3_5_moe_text": _SOFTMAX_RENORMALIZED,
-    "qwen3_moe": _SOFTMAX,
-    "qwen3_next": _SOFTMAX,
-    "qwen3_omni_moe_text": _SOFTMAX,
-    "qwen3_vl_moe_text": _SOFTMAX_RENORMALIZED,
-    "qwen4_exp_text": _SOFTMAX,
-    "solar_open": _SIGMOID_GROUPED,
-    "unlimited_ocr_text": _SOFTMAX_PLAIN,
-}
-"""What a model's code does and its configuration does not say, by model type."""
-
-# Cohere's softmax goes over the chosen experts, whatever norm_topk_prob says; its sigmoid is everyone's.
-_SCORING_WORDS: dict[str, dict[str, str]] = {"cohere2_moe": {"softmax": "softmax_selected"}}
-
-# Some configurations hold a list, a value per layer, under a name: that does not decide one rule.
-_SCALARS = (bool, int, float, str)
+_TORCHTITAN = {"scoring_func": "sigmoid", "norm_topk_prob": False, "topk_method": "noaux_tc"}
+_GENERATION_TOP_K = 50
 
 _SCORES: dict[str, Score] = {
     "softmax": Softmax(),
@@ -167,13 +50,16 @@ _SCORES: dict[str, Score] = {
 def rule_from_config(config: Any) -> RoutingRule:
     """The rule of a model configuration.
 
+    An ``expert_capacity`` (Switch Transformers), an absolute number of tokens per sequence, is no part of the rule.
+
     Args:
         config: a dict of names, or an object with ``to_dict``, such as a Hugging Face ``PretrainedConfig``. A dict
-            without ``model_type`` must hold known names only.
+            without ``model_type`` must hold known names only; with one, names that look like a misspelt one are
+            refused. A name whose value is None counts as absent.
 
     Raises:
         TypeError, ValueError: for an unknown name (with the nearest), two aliases that disagree, a model type whose
-            scoring is not known, or numbers that do not fit.
+            scoring is not known, a setting that no rule holds, or values that do not fit.
 
     Example:
         >>> rule_from_config({"n_routed_experts": 256, "num_experts_per_tok": 8, "scoring_func": "sigmoid",
@@ -182,17 +68,17 @@ def rule_from_config(config: Any) -> RoutingRule:
         True
     """
     values = _as_dict(config)
-    model_type = values.get("model_type")
-    if model_type is None:
-        _check_names(values)
+    _check_names(values)
+    values = {name: value for name, value in values.items() if value is not None}
+    _check_honoured(values)
     names = {name: value for name in ALIASES if (value := _read(values, name)) is not None}
-    if model_type is not None:
-        names |= _implied(str(model_type), names)
+    names = _completed(values, names)
     rule = RoutingRule(
         selection=_selection(names),
         score=_score(names),
         weighting=_weighting(names),
         noise=InputJitter(names["router_jitter_noise"]) if names.get("router_jitter_noise") else None,
+        capacity=_capacity(names),
     )
     if "num_experts" in names:
         rule.check(names["num_experts"])
@@ -211,26 +97,75 @@ def _as_dict(config: Any) -> dict[str, Any]:
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
-    known = {alias for aliases in ALIASES.values() for alias in aliases} | _OTHER_NAMES
+    """A name must be known; beside a model type, which brings many others, it must not be almost a known one."""
+    model_type = values.get("model_type")
+    deciding = {alias for aliases in ALIASES.values() for alias in aliases}
+    known = deciding | OTHER_NAMES | UNLESS_FALSE.keys()
     for name in values:
-        if name not in known:
+        if not isinstance(name, str):
+            raise TypeError(f"The names of a configuration must be text, got {name!r}.")
+        if name in known or name in OWN_NAMES.get(str(model_type), ()):
+            continue
+        if model_type is None or difflib.get_close_matches(name, deciding, n=1, cutoff=0.85):
             raise ValueError(f"Unknown configuration name {name!r}.{did_you_mean(name, known)}")
+
+
+def _check_honoured(values: Mapping[str, Any]) -> None:
+    for name, why in UNLESS_FALSE.items():
+        if values.get(name):
+            raise ValueError(f"{name}={values[name]!r} can't be honoured: {why}.")
+    if "sinkhorn" in str(values.get("moe_router_load_balancing_type")):
+        raise ValueError(
+            "moe_router_load_balancing_type='sinkhorn' can't be honoured: it selects on a balanced plan in training, "
+            "which no rule of a configuration holds."
+        )
 
 
 def _read(values: Mapping[str, Any], name: str) -> Any:
     """The value under a name or one of its aliases; aliases that disagree are an error."""
-    found = {alias: values[alias] for alias in ALIASES[name] if isinstance(values.get(alias), _SCALARS)}
+    found = {alias: values[alias] for alias in ALIASES[name] if alias in values}
+    # Older configurations carry the top_k of text generation, 50 by default, beside the name for experts per token.
+    if len(found) > 1 and ("model_type" in values or found.get("top_k") == _GENERATION_TOP_K):
+        found.pop("top_k", None)
+    for alias, value in found.items():
+        _check_value(alias, name, value)
     distinct = set(found.values())
     if len(distinct) > 1:
         raise ValueError(f"These names mean the same and disagree: {found}. Keep one of them.")
     return distinct.pop() if distinct else None
 
 
+def _check_value(alias: str, name: str, value: object) -> None:
+    if name in COUNTS:
+        check_integer(alias, value, least=1)
+    elif name in NUMBERS:
+        check_number(alias, value)
+    elif name in SWITCHES and not isinstance(value, bool):
+        raise TypeError(f"{alias} must be True or False, got {value!r}.")
+    elif name not in SWITCHES and not isinstance(value, str):
+        raise TypeError(f"{alias} must be text, got {value!r}.")
+
+
+def _completed(values: Mapping[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """The names with what the model's code, or the system whose names these are, adds to them."""
+    if "model_type" in names:
+        return names | _implied(names["model_type"], names)
+    megatron, torchtitan = sorted(MEGATRON_NAMES & values.keys()), sorted(TORCHTITAN_NAMES & values.keys())
+    if megatron and torchtitan:
+        raise ValueError(
+            f"{megatron[0]} is a name of Megatron-LM and {torchtitan[0]} one of torchtitan, and their defaults "
+            "differ: use the names of one of them."
+        )
+    if megatron:
+        return names | _implied_by_megatron(names)
+    return _TORCHTITAN | names if torchtitan else names
+
+
 def _implied(model_type: str, names: Mapping[str, Any]) -> dict[str, Any]:
     if model_type in MODEL_TYPES:
         _check_scoring(model_type, names)
         scoring = names.get("scoring_func", "softmax")
-        words = _SCORING_WORDS.get(model_type, {})
+        words = SCORING_WORDS.get(model_type, {})
         return ({"scoring_func": words[scoring]} if scoring in words else {}) | MODEL_TYPES[model_type]
     if "scoring_func" in names and "norm_topk_prob" in names:
         return {}
@@ -256,6 +191,38 @@ def _nearest_type(model_type: str) -> str:
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
+def _implied_by_megatron(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Megatron's softmax goes over the chosen logits unless pre_softmax; its other scores are normalised for k > 1."""
+    scoring = names.get("scoring_func", "softmax")
+    if scoring == "softmax" and not names.get("moe_router_pre_softmax", False):
+        scoring = "softmax_selected"
+    several = names.get("num_experts_per_tok", 1) > 1
+    sums_to_one = scoring == "softmax_selected" or (scoring != "softmax" and several)
+    implied = {"scoring_func": scoring, "norm_topk_prob": sums_to_one, **_megatron_groups(names)}
+    for name in ("norm_topk_prob", "topk_method"):
+        if name in names and names[name] != implied.get(name, names[name]):
+            raise ValueError(
+                f"{name}={names[name]!r}, but Megatron-LM, whose names are here too, routes as {name}="
+                f"{implied[name]!r} does: use the names of one system."
+            )
+    # A softmax over the chosen sums to one already; dividing it again would only round.
+    return implied | {"norm_topk_prob": sums_to_one and scoring != "softmax_selected"}
+
+
+def _megatron_groups(names: Mapping[str, Any]) -> dict[str, str]:
+    """Megatron scores a group by the sum of its best ``k // groups_kept`` scores: the best, or the top two."""
+    if not {"num_experts_per_tok", "n_group", "topk_group"} <= names.keys() or names["n_group"] == 1:
+        return {}
+    top_k, kept = names["num_experts_per_tok"], names["topk_group"]
+    summed = top_k // kept
+    if summed not in {1, 2}:
+        raise ValueError(
+            f"Megatron-LM scores a group by the sum of its best moe_router_topk // moe_router_group_topk = {top_k} // "
+            f"{kept} = {summed} scores; that can't be expressed: a GroupedTopK sums one ('max') or two ('top2_sum')."
+        )
+    return {"topk_method": "group_limited_greedy" if summed == 1 else "noaux_tc"}
+
+
 def _selection(names: Mapping[str, Any]) -> Selection:
     if "num_experts_per_tok" not in names:
         raise ValueError(
@@ -263,7 +230,7 @@ def _selection(names: Mapping[str, Any]) -> Selection:
             f"{', '.join(ALIASES['num_experts_per_tok'])}."
         )
     top_k = names["num_experts_per_tok"]
-    num_groups, method = names.get("n_group") or 1, names.get("topk_method")
+    num_groups, method = names.get("n_group", 1), names.get("topk_method")
     if num_groups == 1 or method == "greedy":
         return TopK(top_k)
     kept = names.get("topk_group")
@@ -289,7 +256,25 @@ def _score(names: Mapping[str, Any]) -> Score:
 
 def _weighting(names: Mapping[str, Any]) -> Weighting:
     return Weighting(
-        renormalize=bool(names.get("norm_topk_prob", False)),
+        renormalize=names.get("norm_topk_prob", False),
+        eps=names.get("eps", Weighting.eps),
         scale=float(names.get("routed_scaling_factor", 1.0)),
-        apply_to=names.get("apply_to", "output"),
+        apply_to="input" if names.get("score_before_experts", False) else "output",
     )
+
+
+def _capacity(names: Mapping[str, Any]) -> Capacity | None:
+    """Megatron's capacity; there, a negative factor is none."""
+    policy = names.get("moe_token_drop_policy", "probs")
+    orders = {"probs": "weight", "position": "position"}
+    if policy not in orders:
+        raise ValueError(f"Unknown moe_token_drop_policy {policy!r}.{did_you_mean(policy, orders)}")
+    factor = names.get("moe_expert_capacity_factor", -1)
+    if factor < 0:
+        return None
+    if policy == "position" and names["num_experts_per_tok"] > 1:
+        raise ValueError(
+            "moe_token_drop_policy='position' with several experts per token can't be honoured: Megatron-LM serves "
+            "earlier tokens first whatever their choice, Capacity(drop='position') first choices first."
+        )
+    return Capacity(factor=float(factor), drop=orders[policy])

@@ -1,0 +1,83 @@
+"""What the code of model families does and their configurations do not say, checked against transformers by a test.
+
+Left out, so that they are refused, are families whose router no rule holds: Muse Spark multiplies its logits by a
+constant, NLLB-MoE weighs its experts after it has dropped some.
+"""
+
+from typing import Any
+
+__all__ = ["MODEL_TYPES", "OWN_NAMES", "SCORING_WORDS"]
+
+_SOFTMAX = {"scoring_func": "softmax"}
+_SOFTMAX_RENORMALIZED = {"scoring_func": "softmax", "norm_topk_prob": True}
+_SOFTMAX_PLAIN = {"scoring_func": "softmax", "norm_topk_prob": False}
+_SOFTMAX_SELECTED = {"scoring_func": "softmax_selected"}
+_SIGMOID_RENORMALIZED = {"scoring_func": "sigmoid", "norm_topk_prob": True}
+_SIGMOID_GROUPED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+_SIGMOID_ON_INPUT = {"scoring_func": "sigmoid", "norm_topk_prob": False, "score_before_experts": True}
+MODEL_TYPES: dict[str, dict[str, Any]] = {
+    "afmoe": _SIGMOID_RENORMALIZED,
+    "aria_text": _SOFTMAX_RENORMALIZED,
+    "axk1": _SIGMOID_GROUPED,
+    "axk2": _SIGMOID_GROUPED,
+    "cohere2_moe": {},
+    "deepseek_ocr2_text": _SOFTMAX_PLAIN,
+    "deepseek_v2": _SOFTMAX_PLAIN,
+    "deepseek_v3": _SIGMOID_GROUPED,
+    "deepseek_v32": _SIGMOID_GROUPED,
+    "dots1": _SIGMOID_GROUPED,
+    "dots3_note_text": _SIGMOID_GROUPED,
+    "ernie4_5_moe": _SOFTMAX_RENORMALIZED,
+    "ernie4_5_vl_moe_text": _SOFTMAX_RENORMALIZED,
+    "exaone_moe": _SIGMOID_GROUPED,
+    "flex_olmo": _SOFTMAX,
+    "flint": {"scoring_func": "sigmoid"},
+    "glm4_moe": _SIGMOID_GROUPED,
+    "glm4_moe_lite": _SIGMOID_GROUPED,
+    "glm4v_moe_text": _SIGMOID_GROUPED,
+    "glm5_next_text": _SIGMOID_GROUPED,
+    "glm_moe_dsa": _SIGMOID_GROUPED,
+    "gpt_oss": _SOFTMAX_SELECTED,
+    "granitemoe": _SOFTMAX_SELECTED,
+    "granitemoe_swa": _SOFTMAX_SELECTED,
+    "granitemoehybrid": _SOFTMAX_SELECTED,
+    "granitemoeshared": _SOFTMAX_SELECTED,
+    "hy_v3": _SIGMOID_RENORMALIZED,
+    "hy_v4": _SIGMOID_GROUPED,
+    "jamba": _SOFTMAX_PLAIN,
+    "jetmoe": _SOFTMAX_SELECTED,
+    "kimi_linear": _SIGMOID_GROUPED,
+    "laguna": _SIGMOID_RENORMALIZED,
+    "lfm2_moe": {"scoring_func": "sigmoid", "eps": 1e-6},
+    "llama4": _SIGMOID_ON_INPUT,
+    "llama4_text": _SIGMOID_ON_INPUT,
+    "longcat_flash": _SOFTMAX_PLAIN,
+    "mellum": _SOFTMAX,
+    "mimo_v2_flash": _SIGMOID_GROUPED,
+    "minimax": _SOFTMAX_RENORMALIZED,
+    "minimax_m2": _SIGMOID_RENORMALIZED,
+    "mistral4": {"scoring_func": "softmax", "topk_method": "noaux_tc"},
+    "mistral_large4_text": {"scoring_func": "softmax", "norm_topk_prob": True, "topk_method": "noaux_tc"},
+    "mixtral": _SOFTMAX_RENORMALIZED,
+    "nemotron_h": _SIGMOID_GROUPED,
+    "olmoe": _SOFTMAX,
+    "qwen2_moe": _SOFTMAX,
+    "qwen3_5_moe_text": _SOFTMAX_RENORMALIZED,
+    "qwen3_moe": _SOFTMAX,
+    "qwen3_next": _SOFTMAX,
+    "qwen3_omni_moe_text": _SOFTMAX,
+    "qwen3_vl_moe_text": _SOFTMAX_RENORMALIZED,
+    "qwen4_exp_text": _SOFTMAX,
+    "solar_open": _SIGMOID_GROUPED,
+    "step3p5": _SIGMOID_RENORMALIZED,
+    "step3p7": _SIGMOID_RENORMALIZED,
+    "switch_transformers": {"scoring_func": "softmax", "norm_topk_prob": False, "num_experts_per_tok": 1},
+    "unlimited_ocr_text": _SOFTMAX_PLAIN,
+}
+"""What a model's code does and its configuration does not say, by model type."""
+
+# Cohere's softmax goes over the chosen experts, whatever norm_topk_prob says; its sigmoid is everyone's.
+SCORING_WORDS: dict[str, dict[str, str]] = {"cohere2_moe": {"softmax": "softmax_selected"}}
+
+# Names that look like a router's and are not: Nemotron-H has Mamba layers with groups of their own.
+OWN_NAMES: dict[str, tuple[str, ...]] = {"nemotron_h": ("n_groups",)}
