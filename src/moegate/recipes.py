@@ -59,6 +59,8 @@ def switch(*, capacity_factor: float | None = 1.25, jitter: float = 1e-2) -> Rou
 def gshard(*, capacity_factor: float | None = 1.25) -> RoutingRule:
     """GShard: top-2, renormalised, capacity by position with first choices served first (arXiv 2006.16668).
 
+    The second expert is always taken; GShard's own code takes it at random, in proportion to its weight.
+
     Example:
         >>> gshard().selection.top_k
         2
@@ -114,6 +116,8 @@ def olmoe(top_k: int = 8) -> RoutingRule:
 
 def st_moe(*, capacity_factor: float | None = 1.25, jitter: float = 1e-2) -> RoutingRule:
     """ST-MoE: top-2, renormalised, input jitter, capacity by position (arXiv 2202.08906).
+
+    The second expert is always taken; ST-MoE's own code takes it at random when its weight is small.
 
     Goes with ``load_balance`` (1e-2) and ``router_z`` (1e-3).
 
