@@ -54,7 +54,7 @@ serve-docs: $(STAMP) ## read the documentation at localhost:8000 while writing i
 	$(BIN)/python scripts/build_reference.py
 	$(BIN)/zensical serve
 
-bench: $(STAMP) ## time route() and MoE against a plain PyTorch composition
+bench: $(STAMP) ## time route() and MoE against plain PyTorch, and the ways to find the top k
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/topk.py
 

@@ -48,6 +48,14 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def record(found: list[dict[str, Any]], known: dict[str, Any], path: Path) -> str:
+    """Append results with their circumstances, one line each; return what to tell the reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({**result, **known}) + "\n" for result in found)
+    return f"{known['threads']} threads, load average {known['load_average']}; appended to {path}"
+
+
 def measure(case: cases.Case, rounds: int) -> dict[str, Any]:
     """Check the case, time it, and give one result line."""
     case.check()
@@ -90,12 +98,8 @@ def main(
     for case in cases.all_cases():
         with console.status(f"{case.name} {case.shape}"):
             found.append(measure(case, rounds))
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "plain_pytorch.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({**result, **known}) + "\n" for result in found)
     console.print(table_of(found))
-    console.print(f"{known['threads']} threads, load average {known['load_average']}; appended to {path}")
+    console.print(record(found, known, results / "plain_pytorch.jsonl"))
 
 
 if __name__ == "__main__":

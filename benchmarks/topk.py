@@ -3,7 +3,6 @@
 Every variant is checked against a stable sort of the row before it is timed.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from run import RESULTS, circumstances
+from run import RESULTS, circumstances, record
 
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.ops.ordered_topk.algorithms import ALGORITHMS
@@ -66,12 +65,8 @@ def main(
     for num_elements, k in shapes:
         with console.status(f"N={num_elements} k={k}"):
             found.append(measure(num_elements, k, rounds))
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "topk.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({**result, **known}) + "\n" for result in found)
     console.print(table_of(found))
-    console.print(f"{known['threads']} threads, load average {known['load_average']}; appended to {path}")
+    console.print(record(found, known, results / "topk.jsonl"))
 
 
 if __name__ == "__main__":
