@@ -18,6 +18,7 @@ from moegate.ops.ordered_topk.algorithms import ALGORITHMS
 
 VARIANTS = {**ALGORITHMS, "ordered_topk": ordered_topk}
 ROWS = 256
+SHAPES = [(n, k) for n in (8, 64, 256, 2048, 16384) for k in (1, 2, 8, 32) if k <= n]
 
 
 def measure(num_elements: int, k: int, rounds: int) -> dict[str, Any]:
@@ -60,9 +61,8 @@ def main(
     """Check, then time the ways to find the k greatest of a row."""
     console = Console()
     known = circumstances()
-    shapes = [(n, k) for n in (8, 64, 256, 2048, 16384) for k in (1, 2, 8, 32) if k <= n]
     found = []
-    for num_elements, k in shapes:
+    for num_elements, k in SHAPES:
         with console.status(f"N={num_elements} k={k}"):
             found.append(measure(num_elements, k, rounds))
     console.print(table_of(found))

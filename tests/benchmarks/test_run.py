@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("cases", "oracle", "plain", "run", "timing")
+MODULES = ("cases", "oracle", "plain", "run", "timing", "topk")
 
 
 @pytest.fixture
@@ -26,15 +26,17 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.setattr(cases, "ROUTE_SHAPES", (cases.Shape(6, 8, 2),))
     monkeypatch.setattr(cases, "LAYER_SHAPES", (cases.Shape(6, 4, 2, 8, 16),))
     monkeypatch.setattr(modules["timing"], "ROUND_SECONDS", 1e-4)
+    monkeypatch.setattr(modules["topk"], "SHAPES", [(8, 2), (300, 3)])
+    monkeypatch.setattr(modules["topk"], "ROWS", 4)
     yield modules
     for name in MODULES:
         del sys.modules[name]
     sys.modules.update(others)
 
 
-def run(bench: dict[str, ModuleType], folder: Path) -> str:
+def run(bench: dict[str, ModuleType], folder: Path, script: str = "run") -> str:
     app = typer.Typer()
-    app.command()(bench["run"].main)
+    app.command()(bench[script].main)
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--rounds", "2", "--results", str(folder)])
     assert shown.exit_code == 0, shown.output
     return shown.output
@@ -86,3 +88,21 @@ def test_rounds_alternate_the_order(bench: dict[str, ModuleType]) -> None:
     bench["timing"].seconds_of = lambda call, repeats: call() or 1.0
     bench["timing"].interleaved(variants, rounds=2)
     assert "".join(calls).endswith("ab" + "ba")
+
+
+def test_the_ways_to_find_the_top_k_are_timed_and_kept(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    output = run(bench, tmp_path, "topk")
+    lines = [json.loads(line) for line in (tmp_path / "topk.jsonl").read_text().splitlines()]
+    assert [(line["num_elements"], line["k"]) for line in lines] == [(8, 2), (300, 3)]
+    assert set(lines[0]["microseconds"]) == {"full_sort", "heap", "quickselect", "blocked", "ordered_topk"}
+    assert "quickselect" in output
+
+
+def test_a_wrong_way_to_find_the_top_k_is_not_timed(
+    bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        bench["topk"].VARIANTS, "wrong", lambda values, k: torch.zeros(len(values), k, dtype=torch.int64)
+    )
+    with pytest.raises(SystemExit, match="not timed: wrong"):
+        bench["topk"].measure(8, 2, rounds=1)
