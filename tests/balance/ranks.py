@@ -3,6 +3,7 @@
 Routes this rank's part of the tokens and saves what the balance losses and controllers make of it.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -107,7 +108,9 @@ def main(rank: int, folder: Path) -> None:
         "biases": updated(PARTS[rank], data["batches"]),
     }
     torch.save(result, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    # Gloo's threads may still be running while the interpreter shuts down, which now and then aborts the process.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ def settings(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_sweep_prints_its_table_and_writes_it(tmp_path: Path, settings: Path) -> None:
+def test_a_sweep_prints_its_table_and_writes_it(
+    tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "sweep"
+    monkeypatch.setattr(sys, "argv", ["/some/where/moegate", "sweep", "--top-k", "1,8"])
     result = call(
         "--top-k", "1,8", "--router", "topk,hash", "--balance", "none,quantile", "--seeds", 2,
         "--controls", "dense,frozen", "--steps", 2, "--config", settings, "--set", "num_layers=1",
@@ -34,7 +38,7 @@ def test_a_sweep_prints_its_table_and_writes_it(tmp_path: Path, settings: Path) 
     assert len(rows) == 3 + 2 + 2 + 2
     assert (output / "table.csv").is_file()
     sweep = json.loads((output / "sweep.json").read_text())
-    assert sweep["command"].startswith("moegate ")
+    assert sweep["command"] == "moegate sweep --top-k 1,8"
     assert sweep["base"] == {"batch_size": 16, "num_layers": 1, "steps": 2}
 
 
