@@ -72,8 +72,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 # What is not listed here is text.
 COUNTS = {"num_experts", "num_experts_per_tok", "n_group", "topk_group"}
+"""The names whose value must be an integer."""
 NUMBERS = {"routed_scaling_factor", "router_jitter_noise", "moe_expert_capacity_factor"}
+"""The names whose value must be a number."""
 SWITCHES = {"norm_topk_prob", "score_before_experts", "moe_router_pre_softmax"}
+"""The names whose value must be true or false."""
 
 MEGATRON_NAMES = frozenset(
     (
@@ -93,6 +96,8 @@ MEGATRON_NAMES = frozenset(
         "moe_router_padding_for_quantization",
     )
 )
+"""The router's names in Megatron-LM; any of them brings Megatron's defaults."""
+
 TORCHTITAN_NAMES = frozenset(
     (
         "score_func",
@@ -104,6 +109,7 @@ TORCHTITAN_NAMES = frozenset(
         "load_balance_coeff",
     )
 )
+"""The router's names in torchtitan; any of them brings torchtitan's defaults."""
 
 OTHER_NAMES = MEGATRON_NAMES | frozenset(
     (

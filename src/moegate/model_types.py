@@ -78,6 +78,8 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
 
 # Cohere's softmax goes over the chosen experts, whatever norm_topk_prob says; its sigmoid is everyone's.
 SCORING_WORDS: dict[str, dict[str, str]] = {"cohere2_moe": {"softmax": "softmax_selected"}}
+"""What a scoring function is called in the configurations of a model type, where its words differ from ours."""
 
 # Names that look like a router's and are not: Nemotron-H has Mamba layers with groups of their own.
 OWN_NAMES: dict[str, tuple[str, ...]] = {"nemotron_h": ("n_groups",)}
+"""Names of a model type that have nothing to do with its router."""
