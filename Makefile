@@ -21,7 +21,7 @@ venv: $(STAMP) ## make .venv with everything for development
 # The build of the package itself is pinned too: pip reads the two variables for its build environment.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-	  { echo "No venv: install Python >= 3.10 with its venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	  { echo "No venv: install Python >= 3.11 with its venv module (Debian: apt-get install python3-venv)"; exit 1; }
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[$(EXTRAS)]'
