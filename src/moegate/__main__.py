@@ -1,0 +1,5 @@
+"""`python -m moegate` is `moegate`."""
+
+from moegate.cli.shell import main
+
+main()
