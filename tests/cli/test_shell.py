@@ -1,6 +1,8 @@
 """The shell of the command line: the verbs it lists, what it loads when, and how errors reach the user."""
 
+import errno
 import inspect
+import os
 import subprocess
 import sys
 
@@ -60,12 +62,9 @@ def test_version() -> None:
     assert shown.output.strip() == f"moegate {moegate.__version__}"
 
 
-@pytest.fixture
-def failing_verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every verb fails as a library call with a bad argument would."""
-
+def make_every_verb_fail(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fails() -> None:
-        raise ValueError("top_k=9 exceeds the 8 experts [of 2 kept groups]")
+        raise error
 
     def load(name: str) -> object:
         single = typer.Typer()
@@ -73,6 +72,45 @@ def failing_verb(monkeypatch: pytest.MonkeyPatch) -> None:
         return typer.main.get_command(single)
 
     monkeypatch.setattr(shell, "load_verb", load)
+    monkeypatch.delenv("MOEGATE_TRACEBACK", raising=False)
+
+
+@pytest.fixture
+def failing_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verb fails as a library call with a bad argument would."""
+    make_every_verb_fail(monkeypatch, ValueError("top_k=9 exceeds the 8 experts [of 2 kept groups]"))
+
+
+def system_error(code: int, path: str | None = "/runs/[red]first") -> OSError:
+    """The error that the operating system gives: OSError makes the subclass of the code."""
+    return OSError(code, os.strerror(code), path)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (system_error(errno.ENOTDIR), "Can't use /runs/[red]first: a file is where a folder is needed."),
+        (system_error(errno.EEXIST), "Can't use /runs/[red]first: a file is where a folder is needed."),
+        (system_error(errno.EACCES), "Can't use /runs/[red]first: permission denied."),
+        (system_error(errno.ENOSPC, None), "Can't use the path: no space left on device."),
+        (system_error(errno.ENOENT), "Can't use /runs/[red]first: no such file or directory."),
+        (FileNotFoundError("No configuration file at none.json."), "Error: No configuration file at none.json."),
+    ],
+    ids=["file-as-folder", "file-in-the-way", "permission", "disk-full", "missing", "own-sentence"],
+)
+def test_an_unusable_path_is_a_sentence(monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
+    make_every_verb_fail(monkeypatch, error)
+    shown = CliRunner(env=WIDE).invoke(app, ["doctor"])
+    assert shown.exit_code == 2
+    assert said in shown.stderr
+    assert "Errno" not in shown.stderr
+
+
+def test_a_reader_that_leaves_is_no_error_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_every_verb_fail(monkeypatch, system_error(errno.EPIPE, None))
+    shown = CliRunner(env=WIDE).invoke(app, ["doctor"])
+    assert shown.exit_code == 1
+    assert shown.stderr == ""
 
 
 @pytest.mark.usefixtures("failing_verb")
@@ -93,8 +131,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(shown.exception, ValueError)
 
 
-def test_the_installed_command_and_the_module_are_the_same() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "moegate.cli", "--version"], check=True, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("module", ["moegate", "moegate.cli"])
+def test_the_installed_command_and_the_modules_are_the_same(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == f"moegate {moegate.__version__}"

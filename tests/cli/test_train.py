@@ -59,6 +59,15 @@ def test_mistakes_get_a_sentence(arguments: tuple[str, ...], message: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_in_the_place_of_the_run_folder_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    for output in (tmp_path / "afile", tmp_path / "afile" / "run"):
+        result = call(*TINY, "--output", output)
+        assert result.exit_code == 2
+        assert f"Can't use {tmp_path / 'afile'}" in result.output
+        assert "a file is where a folder is needed" in result.output
+
+
 def test_an_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"learning_rat": 0.1}')
     result = call("--config", tmp_path / "a.json", "--output", tmp_path / "run")

@@ -29,6 +29,22 @@ def load_verb(name: str) -> Any:
     return typer.main.get_command(single)
 
 
+def sentence(error: Exception) -> str:
+    """Say what went wrong; for an error of the operating system the path, the reason, and what to do.
+
+    Example:
+        >>> sentence(PermissionError(13, "Permission denied", "/runs"))
+        "Can't use /runs: permission denied. Choose another path, or make this one usable."
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file is where a folder is needed"
+    where = "the path" if error.filename is None else str(error.filename)
+    return f"Can't use {where}: {reason}. Choose another path, or make this one usable."
+
+
 class Verbs(TyperGroup):
     """The group of all verbs, which knows only their help lines until one is called."""
 
@@ -41,11 +57,12 @@ class Verbs(TyperGroup):
         """Run the verb; what the user got wrong is printed as a sentence, without a traceback."""
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-            if os.environ.get("MOEGATE_TRACEBACK"):
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            # A reader that left, such as `head`, is no mistake: click ends the program quietly.
+            if os.environ.get("MOEGATE_TRACEBACK") or isinstance(error, BrokenPipeError):
                 raise
-            console = Console(stderr=True, highlight=False)
-            console.print(f"[bold red]Error:[/] {escape(str(error))}")
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            console.print(f"[bold red]Error:[/] {escape(sentence(error))}")
             console.print("Set MOEGATE_TRACEBACK=1 to see where it was raised.", style="dim")
             raise typer.Exit(2) from None
 
