@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from moegate import recipes, route
+from moegate.lab.sweep import Axes, Cell, make_grid
+from moegate.lab.training.balancing import STRATEGIES
 from moegate.lab.training.building import build_model, routed_layers
 from moegate.lab.training.loop import initial_state
 from moegate.lab.training.routers import (
@@ -120,3 +122,18 @@ def test_noisy_routing_gets_its_gate(tiny: Any) -> None:
 def test_more_than_all_experts_is_a_problem() -> None:
     settings = {"router": "topk", "balance": "none", "control": "none", "top_k": 9}
     assert combination_problem(settings, "image", 8) == "top_k=9 exceeds the 8 experts; choose at most 8."
+
+
+EVERYTHING = make_grid(Axes((2,), tuple(router_names()), tuple(STRATEGIES), seeds=1), "image", num_experts=8)
+
+
+@pytest.mark.parametrize("cell", EVERYTHING.cells, ids=lambda cell: cell.variant)
+def test_every_combination_that_a_sweep_allows_trains(cell: Cell, tiny: Any) -> None:
+    config = tiny(num_layers=1, **cell.settings())
+    assert 0 < train_step(initial_state(config), config, make_task(config).batch(0)).task < 20
+
+
+def test_relaxed_routing_runs_all_experts_so_quantiles_of_k_are_refused() -> None:
+    settings = {"router": "gumbel", "balance": "quantile", "control": "none", "top_k": 2}
+    assert "the same K for every token, also in training" in (combination_problem(settings, "image", 8) or "")
+    assert combination_problem({**settings, "balance": "sign_bias"}, "image", 8) is None

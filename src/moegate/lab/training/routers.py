@@ -24,7 +24,7 @@ class RouterSpec:
         rule: a configuration → the routing rule.
         uses_top_k: whether K is a setting of it; others run once in a sweep.
         balanced: whether a balance strategy can act on it: its selection is learned and its load not fixed.
-        fixed_k: whether every token gets the same number of experts.
+        fixed_k: whether every token gets K experts, in training and in evaluation.
         learned_noise: whether it needs the gate with a learned noise scale.
     """
 
@@ -78,7 +78,8 @@ ROUTERS: dict[str, RouterSpec] = {
     "top_p": RouterSpec(lambda c: recipes.top_p(), uses_top_k=False, fixed_k=False),
     "entropy_k": RouterSpec(lambda c: recipes.entropy_k(max_k=min(4, c.num_experts)), uses_top_k=False, fixed_k=False),
     "relu": RouterSpec(lambda c: recipes.relu(), uses_top_k=False, fixed_k=False),
-    "gumbel": RouterSpec(lambda c: recipes.gumbel_topk(c.top_k, relaxed=True)),
+    # Relaxed: every expert runs in training, K of them only in evaluation.
+    "gumbel": RouterSpec(lambda c: recipes.gumbel_topk(c.top_k, relaxed=True), fixed_k=False),
     "deepseek_v2": RouterSpec(_deepseek_v2),
     "deepseek_v3": RouterSpec(_deepseek_v3),
 }
@@ -244,5 +245,5 @@ def _balance_problem(spec: RouterSpec, strategy: BalanceStrategy, settings: Mapp
     if strategy.needs == "learned_noise" and not spec.learned_noise:
         return "needs a learned noise; use the router 'noisy_topk', or the balance 'importance'."
     if strategy.fixed_k and not spec.fixed_k:
-        return f"needs the same K for every token, which '{settings['router']}' doesn't have; use 'sign_bias'."
+        return f"needs the same K for every token, also in training, unlike '{settings['router']}'; use 'sign_bias'."
     return None
