@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -7,11 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from moegate.cli import app
+from moegate.cli import app, train
 from moegate.lab.logging import read_metrics
 from moegate.lab.training import progress
+from moegate.lab.training.balancing import STRATEGIES
+from moegate.lab.training.config import TASK_DEFAULTS
+from moegate.lab.training.routers import router_names
 
 TINY = ("--task", "image", "--steps", "4", "--batch-size", "16", "--num-layers", "1", "--checkpoint-every", "2")
+WIDE = {"TERMINAL_WIDTH": "300", "COLUMNS": "300", "NO_COLOR": "1"}
 
 
 def call(*arguments: object) -> Result:
@@ -27,6 +33,36 @@ def test_a_run_is_trained_evaluated_and_described(tmp_path: Path) -> None:
     assert described["status"] == "done"
     assert (described["router"], described["seed"], described["balance"]) == ("switch", 3, "aux")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["metric"] == "accuracy"
+
+
+def test_help_names_every_router_and_balance_and_the_defaults_of_the_tasks() -> None:
+    shown = CliRunner(env=WIDE).invoke(app, ["train", "--help"])
+    words = set(re.findall(r"\w+", shown.output))
+    assert {*router_names(), *STRATEGIES} <= words
+    for panel in ("Model", "Router and balance", "Training", "Output"):
+        assert f"─ {panel} ─" in shown.output
+    for name in ("steps", "num_layers", "learning_rate"):
+        row = next(line for line in shown.output.splitlines() if f" --{name.replace('_', '-')} " in line)
+        for task, defaults in TASK_DEFAULTS.items():
+            assert f"{defaults[name]} for {task}" in row
+
+
+@pytest.mark.parametrize("example", train.EXAMPLES)
+def test_the_examples_of_the_help_are_shown_and_run(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert example in CliRunner(env=WIDE).invoke(app, ["train", "--help"]).output
+    monkeypatch.chdir(tmp_path)
+    _, *arguments = shlex.split(example)[1:]
+    small = ("--steps", 1, "--batch-size", 2, "--num-layers", 1, "--hidden-size", 16, "--evaluation-windows", 1)
+    result = call(*arguments, *small)
+    assert result.exit_code == 0, result.output
+
+
+def test_the_folder_is_printed_as_it_is_named(tmp_path: Path) -> None:
+    result = call(*TINY, "--output", tmp_path / "[red]weird")
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "[red]weird") in result.output.replace("\n", "")
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

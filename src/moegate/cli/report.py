@@ -8,6 +8,9 @@ import typer
 
 from moegate.report import write_report
 
+EXAMPLES = ("moegate report runs/first", "moegate report runs/k runs/balance --output report.html --open")
+"""Calls that end the help of the verb."""
+
 
 def report(
     paths: Annotated[

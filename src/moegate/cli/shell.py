@@ -22,10 +22,13 @@ VERBS = {
 
 
 def load_verb(name: str) -> Any:
-    """Import `moegate.cli.NAME` and make a command of its function `NAME`."""
-    function = getattr(importlib.import_module(f"moegate.cli.{name}"), name)
+    """Import `moegate.cli.NAME` and make a command of its function `NAME`; its `EXAMPLES` end the help."""
+    module = importlib.import_module(f"moegate.cli.{name}")
+    examples = getattr(module, "EXAMPLES", ())
+    # Rich joins the lines of a paragraph, so each example is a paragraph.
+    epilog = "\n\n".join(("Examples:", *examples)) if examples else None
     single = typer.Typer(add_completion=False)
-    single.command(name)(function)
+    single.command(name, epilog=epilog)(getattr(module, name))
     return typer.main.get_command(single)
 
 
