@@ -66,6 +66,28 @@ def test_an_interrupted_sweep_shows_what_there_is_and_resumes(
     assert "[1/2]" not in resumed.output
 
 
+def test_a_failed_run_is_listed_after_the_table_and_ends_in_an_error(
+    tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--top-k", "1,2", "--seeds", 1, "--steps", 2, "--config", settings, "-o", tmp_path / "sweep")
+    with monkeypatch.context() as patch:
+
+        def fail(self: progress.LineReporter, title: str, total_steps: int, done_steps: int) -> None:
+            if "K=1" in title:
+                raise ValueError("The loss of step 1 is nan.")
+
+        patch.setattr(progress.LineReporter, "start", fail)
+        result = call(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Failed: topk-k1-aux-s0: The loss of step 1 is nan." in result.output
+    assert "--resume" in result.output
+    rows = json.loads((tmp_path / "sweep" / "table.json").read_text())["rows"]
+    assert [row["top_k"] for row in rows] == [2]
+    again = call(*arguments, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "Failed" not in again.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ def sweep(
 
     Every combination of the axes is trained; the table shows mean ± 95 % interval over seeds and goes into
     table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished runs are
-    kept.
+    kept, failed ones tried again.
     """
     from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list, parse_settings
     from moegate.lab.training.config import read_config_file
@@ -76,9 +77,9 @@ def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) ->
     """Run a sweep with progress and print its table; on Ctrl-C print what there is and how to go on.
 
     Raises:
-        typer.Exit: the sweep was interrupted.
+        typer.Exit: the sweep was interrupted, or a cell failed.
     """
-    from moegate.lab.sweep import finished_rows, print_table, run_sweep
+    from moegate.lab.sweep import failed_cells, finished_rows, print_table, run_sweep
     from moegate.lab.training.interruption import Interrupted
     from moegate.lab.training.progress import make_reporter
 
@@ -90,9 +91,20 @@ def run_and_print(plan: Any, output: Path, *, resume: bool, console: Console) ->
     except (Interrupted, KeyboardInterrupt):
         reporter.close()
         print_table(console, finished_rows(plan, output), f"{output.name}, so far")
+        _print_failed(failed_cells(output), console)
         console.print("Stopped. Go on with the same command and --resume.")
         raise typer.Exit(130) from None
     finally:
         reporter.close()
     print_table(console, rows, output.name)
     console.print(f"Results in {output}", highlight=False, soft_wrap=True)
+    failed = failed_cells(output)
+    _print_failed(failed, console)
+    if failed:
+        console.print("The same command with --resume tries what failed again.")
+        raise typer.Exit(1)
+
+
+def _print_failed(failed: Mapping[str, str], console: Console) -> None:
+    for cell, problem in failed.items():
+        console.print(f"Failed: {cell}: {problem}", highlight=False, markup=False, soft_wrap=True)

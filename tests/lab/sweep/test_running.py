@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moegate.lab.sweep import Axes, SweepPlan, finished_rows, make_rows, read_runs, run_sweep
+from moegate.lab.sweep import Axes, SweepPlan, failed_cells, finished_rows, make_rows, read_runs, run_sweep
 from moegate.lab.sweep.table import MEANS
 from moegate.lab.training import Interrupted
 from moegate.lab.training.progress import SilentReporter, StepReport
@@ -175,6 +175,51 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished: Path, tmp_path:
     assert len(reporter.started) == 20
     assert reporter.started[0] == ("dense control K=1, seed 0", 2)
     assert strip(rows) == strip(finished_rows(PLAN, finished))
+
+
+class FailOnce(Count):
+    """Raises what a diverged loss raises, at a step of a run."""
+
+    def __init__(self, run: int, step: int) -> None:
+        super().__init__()
+        self.place, self.outcomes = (run, step), list[str]()
+
+    def advance(self, report: StepReport) -> None:
+        if (len(self.started), report.step) == self.place:
+            raise ValueError(f"The loss of step {report.step} is nan.")
+
+    def finish(self, message: str) -> None:
+        self.outcomes.append(message)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_failed_cell_is_noted_and_the_others_are_trained(finished: Path, tmp_path: Path, step: int) -> None:
+    directory, reporter = tmp_path / "sweep", FailOnce(run=2, step=step)
+    rows = run_sweep(PLAN, directory, reporter=reporter)
+    sentence = f"The loss of step {step} is nan."
+    assert len(reporter.started) == len(reporter.outcomes) == 24
+    assert reporter.outcomes[1] == f"failed: {sentence}"
+    assert failed_cells(directory) == {"topk-k2-aux-s0": sentence}
+    assert json.loads((directory / "sweep.json").read_text())["finished"] is False
+    assert {row["seeds"] for row in rows if (row["router"], row["top_k"], row["control"]) == ("topk", 2, None)} == {2}
+    assert sum(row["seeds"] for row in rows) == 23
+    write_report([directory], tmp_path / "report.html")
+
+    again = Count()
+    rows = run_sweep(PLAN, directory, resume=True, reporter=again)
+    assert [title for title, _ in again.started] == ["topk K=2 aux, seed 0"]
+    assert failed_cells(directory) == {}
+    assert json.loads((directory / "sweep.json").read_text())["finished"] is True
+    assert strip(rows) == strip(finished_rows(PLAN, finished))
+
+
+def test_a_cell_that_cannot_even_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
+    # Groups of one expert can't be scored by the sum of their best two.
+    plan = SweepPlan("image", Axes((2,), ("topk", "deepseek_v3"), ("none",), 1), {**BASE, "num_experts": 7})
+    for resume in (False, True):
+        rows = run_sweep(plan, tmp_path / "sweep", resume=resume)
+        assert [row["router"] for row in rows] == ["topk"]
+        assert list(failed_cells(tmp_path / "sweep")) == ["deepseek_v3-k2-none-s0"]
 
 
 def test_a_sweep_is_never_written_over_unasked(finished: Path) -> None:

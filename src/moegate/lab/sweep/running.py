@@ -63,6 +63,8 @@ def run_sweep(
     """Run what is left of a sweep in a folder and return the rows of its table.
 
     Finished cells are kept, an interrupted one goes on from its checkpoint. The table on disk grows with each cell.
+    A cell that can't be trained to its end, such as one whose loss diverges, is noted in `sweep.json` and the sweep
+    goes on; it then isn't finished, and the next call tries that cell again.
 
     Raises:
         ValueError: the folder holds another sweep, or this one and `resume` is False.
@@ -78,27 +80,62 @@ def run_sweep(
     """
     reporter = reporter or SilentReporter()
     grid = plan.grid()
-    earlier = claim_sweep(plan, directory, resume=resume)
-    description = {
+    description = _describe(plan, directory, grid, claim_sweep(plan, directory, resume=resume))
+    write_json(directory / "sweep.json", description)
+    left = [cell for cell in grid.cells if not RunDirectory(directory / "cells" / cell.id).is_done()]
+    reporter.runs(len(grid.cells), len(grid.cells) - len(left))
+    rows = _table_of(directory, plan)
+    failed: dict[str, str] = {}
+    for cell in left:
+        problem = _train_cell(plan, cell, directory, reporter)
+        if problem is None:
+            rows = _table_of(directory, plan)
+        else:
+            failed[cell.id] = problem
+            reporter.finish(f"failed: {problem}")
+            write_json(directory / "sweep.json", {**description, "failed": failed})
+    write_json(directory / "sweep.json", {**description, "failed": failed, "finished": not failed})
+    return rows
+
+
+def failed_cells(directory: Path) -> dict[str, str]:
+    """Return why each cell failed that the last call to `run_sweep` couldn't train to its end, by the cell's id.
+
+    Raises:
+        FileNotFoundError: no sweep here.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, "sweep.json"), {"failed": {"topk-k2-aux-s0": "The loss of step 3 is nan."}})
+        ...     failed_cells(Path(folder))
+        {'topk-k2-aux-s0': 'The loss of step 3 is nan.'}
+    """
+    return dict(read_json(directory / "sweep.json").get("failed", {}))
+
+
+def _describe(plan: SweepPlan, directory: Path, grid: Grid, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "schema": SCHEMA,
         "name": directory.name,
         **plan.identity(),
         "command": plan.command,
         "skipped": list(grid.skipped),
+        "failed": {},
         "software": software(),
         "started": earlier.get("started", now()),
         "finished": False,
     }
-    write_json(directory / "sweep.json", description)
-    left = [cell for cell in grid.cells if not RunDirectory(directory / "cells" / cell.id).is_done()]
-    reporter.runs(len(grid.cells), len(grid.cells) - len(left))
-    rows = _table_of(directory, plan)
-    for cell in left:
-        run = RunOptions(resume=True, reporter=reporter, title=cell.title, extra={"cell": cell.to_dict()})
+
+
+def _train_cell(plan: SweepPlan, cell: Cell, directory: Path, reporter: Reporter) -> str | None:
+    """Train what is left of a cell; return the sentence that says why it can't be, or None."""
+    run = RunOptions(resume=True, reporter=reporter, title=cell.title, extra={"cell": cell.to_dict()})
+    try:
         train(plan.config(cell), directory / "cells" / cell.id, run)
-        rows = _table_of(directory, plan)
-    write_json(directory / "sweep.json", {**description, "finished": True})
-    return rows
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def claim_sweep(plan: SweepPlan, directory: Path, *, resume: bool) -> dict[str, Any]:
