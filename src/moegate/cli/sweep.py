@@ -36,7 +36,7 @@ def sweep(
     table.json and table.csv. An interrupted sweep goes on with the same command and --resume: finished runs are
     kept, failed ones tried again.
     """
-    from moegate.lab.sweep import Axes, SweepPlan, parse_integers, parse_list, parse_settings
+    from moegate.lab.sweep import Axes, SweepPlan, parse_controls, parse_integers, parse_list, parse_settings
     from moegate.lab.training.config import read_config_file
 
     base = {
@@ -56,7 +56,7 @@ def sweep(
         router=parse_list(router),
         balance=parse_list(balance),
         seeds=seeds,
-        controls=() if controls == "none" else parse_list(controls),
+        controls=parse_controls(controls),
     )
     command = shlex.join(["moegate", *sys.argv[1:]])
     run_and_print(SweepPlan(task, axes, base, command), output, resume=resume, console=Console())

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from moegate.lab.sweep import Axes, Cell, make_grid, parse_integers, parse_list, parse_settings
+from moegate.lab.sweep import Axes, Cell, make_grid, parse_controls, parse_integers, parse_list, parse_settings
 
 
 def axes(**changes: Any) -> Axes:
@@ -88,3 +88,33 @@ def test_settings_are_parsed() -> None:
     for wrong in ("steps", "=3", ""):
         with pytest.raises(ValueError, match="NAME=VALUE"):
             parse_settings([wrong])
+
+
+@pytest.mark.parametrize(
+    ("text", "controls"),
+    [
+        ("both", ("dense", "frozen")),
+        ("none", ()),
+        ("", ()),
+        ("dense, frozen", ("dense", "frozen")),
+        ("frozen", ("frozen",)),
+    ],
+)
+def test_controls_have_short_words(text: str, controls: tuple[str, ...]) -> None:
+    assert parse_controls(text) == controls
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frosen", "Unknown control 'frosen'. Did you mean 'frozen'"),
+        ("dense,bth", "Unknown control 'bth'. Did you mean 'both'"),
+        ("boht", "Unknown control 'boht'. Did you mean 'both'"),
+        ("non", "Did you mean 'none'"),
+        ("both,dense", "'both' stands alone"),
+        ("dense,none", "'none' stands alone"),
+    ],
+)
+def test_controls_that_do_not_exist_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_controls(text)

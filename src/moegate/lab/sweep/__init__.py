@@ -1,6 +1,15 @@
 """Sweeps: many runs that differ in router, K, balance and seed, and the table that compares them."""
 
-from moegate.lab.sweep.grid import Axes, Cell, Grid, make_grid, parse_integers, parse_list, parse_settings
+from moegate.lab.sweep.grid import (
+    Axes,
+    Cell,
+    Grid,
+    make_grid,
+    parse_controls,
+    parse_integers,
+    parse_list,
+    parse_settings,
+)
 from moegate.lab.sweep.intervals import Estimate, estimate, student_coverage, student_quantile
 from moegate.lab.sweep.rendering import markdown_table, print_table
 from moegate.lab.sweep.running import SweepPlan, failed_cells, finished_rows, run_sweep
@@ -18,6 +27,7 @@ __all__ = [
     "make_grid",
     "make_rows",
     "markdown_table",
+    "parse_controls",
     "parse_integers",
     "parse_list",
     "parse_settings",

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from moegate.lab.training.routers import combination_problem, router_spec
+from moegate.parts import did_you_mean
+
+CONTROLS = ("dense", "frozen")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Axes:
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1.")
         for control in self.controls:
-            if control not in {"dense", "frozen"}:
-                raise ValueError(f"Unknown control '{control}'. Choose from: dense, frozen.")
+            if control not in CONTROLS:
+                raise ValueError(f"Unknown control '{control}'.{did_you_mean(control, CONTROLS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the axes as JSON values."""
@@ -185,6 +188,28 @@ def parse_integers(name: str, items: Iterable[str]) -> tuple[int, ...]:
         if not item.isascii() or not item.isdigit() or int(item) < 1:
             raise ValueError(f"{name} {','.join(items)}: '{item}' must be a whole number of at least 1.")
     return tuple(int(item) for item in items)
+
+
+def parse_controls(text: str) -> tuple[str, ...]:
+    """Return the controls in a comma-separated list, or those that "both" or "none" stands for.
+
+    Raises:
+        ValueError: an unknown name, or "both" or "none" beside others.
+
+    Example:
+        >>> parse_controls("both"), parse_controls("none"), parse_controls("frozen")
+        (('dense', 'frozen'), (), ('frozen',))
+    """
+    names = parse_list(text)
+    words = {"both": CONTROLS, "none": ()}
+    if len(names) == 1 and names[0] in words:
+        return words[names[0]]
+    for name in names:
+        if name in words:
+            raise ValueError(f"--controls {text}: '{name}' stands alone; leave it out, or leave out the others.")
+        if name not in CONTROLS:
+            raise ValueError(f"Unknown control '{name}'.{did_you_mean(name, (*CONTROLS, *words))}")
+    return names
 
 
 def parse_settings(items: Iterable[str]) -> dict[str, Any]:
