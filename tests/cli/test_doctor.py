@@ -73,7 +73,7 @@ def test_tables_show_every_operator_and_where_the_threads_are() -> None:
 def test_a_missing_extra_is_shown_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OPTIONAL", {"no-such-distribution": "hf"})
     shown = CliRunner(env=WIDE).invoke(app, ["doctor"])
-    assert "missing: pip install 'moegate[hf]'" in shown.output
+    assert "missing: in the clone, pip install '.[hf]'" in shown.output
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def versions_table(facts: dict[str, Any]) -> Table:
     for name, found in facts["packages"].items():
         table.add_row(name, found or "not installed")
     for name, found in facts["optional"].items():
-        table.add_row(name, found or escape(f"missing: pip install 'moegate[{OPTIONAL[name]}]'"))
+        table.add_row(name, found or escape(f"missing: in the clone, pip install '.[{OPTIONAL[name]}]'"))
     return table
 
 
