@@ -61,6 +61,27 @@ def test_what_a_control_does_not_have_is_a_dash() -> None:
     assert " 95.12 |" in line
 
 
+@pytest.mark.parametrize(
+    ("router", "top_k", "shown"),
+    [
+        ("topk", 2, "2"),
+        ("gumbel", 2, "2"),
+        ("soft", 4, "4"),
+        ("expert_choice", 4, "4"),
+        ("switch", 1, "1"),
+        ("gshard", 2, "2"),
+        ("top_p", 8, "–"),
+        ("entropy_k", 4, "–"),
+        ("relu", 8, "–"),
+        ("all_experts", 8, "–"),
+    ],
+)
+def test_only_a_router_with_a_k_shows_one(router: str, top_k: int, shown: str) -> None:
+    line = markdown_table([row(router=router, top_k=top_k)]).splitlines()[2]
+    assert line.startswith(f"| {router} | {shown} | 1.88 |")
+    assert f"| {top_k} |" in markdown_table([row(router=router, top_k=top_k, control="dense")])
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_number_is_cut_at_the_usual_widths(width: int) -> None:
     text = printed([row(), row(router="topk", control="frozen")], width)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from moegate.lab.training.routers import router_spec
+
 Row = Mapping[str, Any]
 LOOKS_AHEAD = "* looks ahead: its predictions depend on other or later tokens, so its score may not be comparable."
 WIDE = 170
@@ -36,6 +38,20 @@ def row_name(row: Row) -> str:
     return name if row["causal"] else f"{name} *"
 
 
+def fixed_k(row: Row) -> str:
+    """Return the K of a row, or a dash for a router that has none: its tokens choose how many experts they visit.
+
+    Example:
+        >>> fixed_k({"router": "switch", "top_k": 1, "control": None})
+        '1'
+        >>> fixed_k({"router": "top_p", "top_k": 8, "control": None})
+        '–'
+    """
+    spec = router_spec(row["router"])
+    has_k = row["control"] == "dense" or spec.uses_top_k or spec.fixed_k
+    return str(row["top_k"]) if has_k else "–"
+
+
 def interval(mean: float, half_width: float | None, digits: int, scale: float = 1.0) -> str:
     """Return "mean ± half width", or the mean alone when there is no interval.
 
@@ -55,7 +71,7 @@ def columns(metric: str) -> tuple[Column, ...]:
     heading, digits, scale = ("accuracy %", 2, 100.0) if accuracy else ("bits/byte", 3, 1.0)
     return (
         Column("router", row_name),
-        Column("K", lambda row: str(row["top_k"])),
+        Column("K", fixed_k),
         Column("experts/token", lambda row: _or_dash(row["experts_per_token"], "{:.2f}"), always=False),
         Column("balance", lambda row: str(row["balance"])),
         Column(heading, lambda row: interval(row["mean"], row["ci95"], digits, scale)),

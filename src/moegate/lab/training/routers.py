@@ -24,7 +24,7 @@ class RouterSpec:
         rule: a configuration → the routing rule.
         uses_top_k: whether K is a setting of it; others run once in a sweep.
         balanced: whether a balance strategy can act on it: its selection is learned and its load not fixed.
-        fixed_k: whether every token gets K experts, in training and in evaluation.
+        fixed_k: whether every token gets K experts, K < E, in training and in evaluation.
         learned_noise: whether it needs the gate with a learned noise scale.
     """
 
@@ -72,7 +72,7 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     # As many slots as K experts a token would take: the same work.
     "soft": RouterSpec(_soft, balanced=False, fixed_k=False),
-    "all_experts": RouterSpec(lambda c: recipes.dense(), uses_top_k=False, balanced=False),
+    "all_experts": RouterSpec(lambda c: recipes.dense(), uses_top_k=False, balanced=False, fixed_k=False),
     "hash": RouterSpec(lambda c: recipes.hash_routing(c.top_k), balanced=False),
     "random": RouterSpec(lambda c: recipes.random_routing(c.top_k), balanced=False),
     "top_p": RouterSpec(lambda c: recipes.top_p(), uses_top_k=False, fixed_k=False),
