@@ -74,6 +74,25 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
     assert "seed: 0 here, 7 there" in " ".join(result.output.split())
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seeds", "seeds=0 must be at least 1"),
+        ("--image-steps", "steps=0 must be at least 1"),
+        ("--text-steps", "steps=0 must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_trained(
+    option: str, message: str, tmp_path: Path
+) -> None:
+    arguments = ["--image-steps", "2", "--text-steps", "3", "--output", str(tmp_path / "demo"), option, "0"]
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["demo", *arguments])
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not (tmp_path / "demo").exists()
+
+
 def test_the_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="x"), demo.one_thread():

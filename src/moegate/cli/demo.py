@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from moegate.cli.sweep import run_and_print
+
+if TYPE_CHECKING:
+    from moegate.lab.sweep import SweepPlan
 
 LANGUAGE_MODEL = {"num_layers": 2, "batch_size": 4, "sequence_length": 128}
 
@@ -26,10 +29,12 @@ def demo(
     from moegate.report import write_report
 
     console = Console()
+    plan = digits_plan(image_steps, seeds)
+    plan.grid()  # refuses numbers that make no sense before the language model takes its minutes
     _say(console, "1/3  A language model, 2 of 8 experts a byte, on prose in several languages and on code")
     train_language_model(output / "language_model", text_steps, console)
     _say(console, "2/3  Digit classifiers with K = 1, 2, 4, 8 of 8 experts, beside dense and frozen-gate controls")
-    sweep_digits(output / "k_sweep", image_steps, seeds, console)
+    sweep_digits(output / "k_sweep", plan, console)
     page = write_report([output / "k_sweep", output / "language_model"], output / "report.html")
     _say(console, f"3/3  The page: open {page.resolve()} in a browser.")
 
@@ -56,18 +61,30 @@ def train_language_model(directory: Path, steps: int, console: Console) -> None:
         reporter.close()
 
 
-def sweep_digits(directory: Path, steps: int, seeds: int, console: Console) -> None:
+def digits_plan(steps: int, seeds: int) -> "SweepPlan":
+    """Return the K sweep of the demo.
+
+    Raises:
+        ValueError: no seeds.
+
+    Example:
+        >>> len(digits_plan(steps=600, seeds=1).grid().cells)
+        12
+    """
+    from moegate.lab.sweep import Axes, SweepPlan
+
+    axes = Axes((1, 2, 4, 8), ("topk",), ("aux",), seeds, ("dense", "frozen"))
+    return SweepPlan("image", axes, {"steps": steps}, command="moegate demo")
+
+
+def sweep_digits(directory: Path, plan: "SweepPlan", console: Console) -> None:
     """Train the K sweep of the demo, or what is left of it, and print its table.
 
     Raises:
         ValueError: the folder holds a sweep with other settings.
         typer.Exit: the sweep was interrupted.
     """
-    from moegate.lab.sweep import Axes, SweepPlan
-
-    axes = Axes((1, 2, 4, 8), ("topk",), ("aux",), seeds, ("dense", "frozen"))
     with one_thread():
-        plan = SweepPlan("image", axes, {"steps": steps}, command="moegate demo")
         run_and_print(plan, directory, resume=True, console=console)
 
 
