@@ -230,12 +230,19 @@ def test_a_sweep_is_never_written_over_unasked(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (SweepPlan("image", AXES, {**BASE, "steps": 4}), r'base is \{"steps": 4.*\{"steps": 3'),
-        (SweepPlan("image", Axes((1,), ("topk",), ("aux",), 3), BASE), "axes is .* here, .* there"),
+        (SweepPlan("image", AXES, {**BASE, "steps": 4}), "steps: 4 here, 3 there"),
+        (SweepPlan("image", AXES, {**BASE, "num_layers": 1}), "num_layers: 1 here, nothing there"),
+        (SweepPlan("text", AXES, BASE), "kind: text here, image there"),
+        (
+            SweepPlan("image", Axes((1,), ("topk", "expert_choice"), ("aux",), 4), BASE),
+            "top_k: 1 here, 1,2 there; seeds: 4 here, 3 there; controls: none here, dense,frozen there",
+        ),
     ],
 )
-def test_a_changed_sweep_is_refused(finished: Path, plan: SweepPlan, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_changed_sweep_is_refused_with_all_that_differs_and_nothing_else(
+    finished: Path, plan: SweepPlan, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"continued with these: {message}. Use the same settings"):
         run_sweep(plan, finished, resume=True)
 
 

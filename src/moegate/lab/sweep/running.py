@@ -1,6 +1,5 @@
 """The runs of a sweep: one cell after the other, each resumable, none done twice."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,14 +151,28 @@ def claim_sweep(plan: SweepPlan, directory: Path, *, resume: bool) -> dict[str, 
     if not resume:
         raise ValueError(f"{directory} already holds a sweep. Continue it with --resume, or choose another --output.")
     found = read_json(path)
-    for name, value in plan.identity().items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"The sweep in {directory} was started with other settings, so it can't be continued with these: "
-                f"{name} is {json.dumps(value)} here, {json.dumps(found.get(name))} there. "
-                "Use the same settings, or another --output."
-            )
+    differences = _differences(plan.identity(), found)
+    if differences:
+        raise ValueError(
+            f"The sweep in {directory} was started with other settings, so it can't be continued with these: "
+            f"{'; '.join(differences)}. Use the same settings, or another --output."
+        )
     return found
+
+
+def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """A readable line for each axis or setting that differs, and for the kind."""
+    mine, theirs = ({"kind": one.get("kind"), **one.get("axes", {}), **one.get("base", {})} for one in (here, there))
+    absent = "nothing"
+    return [
+        f"{name}: {_shown(mine.get(name, absent))} here, {_shown(theirs.get(name, absent))} there"
+        for name in dict.fromkeys((*mine, *theirs))
+        if mine.get(name, absent) != theirs.get(name, absent)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def finished_rows(plan: SweepPlan, directory: Path) -> list[dict[str, Any]]:
