@@ -98,6 +98,9 @@ def test_a_failed_run_is_listed_after_the_table_and_ends_in_an_error(
         (("--router", ""), "The axis router is empty"),
         (("--set", "steps"), "--set steps: write it as NAME=VALUE"),
         (("--set", "seed=1"), "The sweep itself sets seed"),
+        (("--set", "corpus=texts"), "corpus=texts has no effect on the task 'image'"),
+        (("--controls", "boht"), "Did you mean 'both'"),
+        (("--at-inference", "runs/a", "--router", "topk"), "trains nothing and writes nothing; leave out"),
     ],
 )
 def test_mistakes_get_a_sentence_before_anything_is_trained(
@@ -107,3 +110,12 @@ def test_mistakes_get_a_sentence_before_anything_is_trained(
     assert result.exit_code != 0
     assert message in result.output
     assert not (tmp_path / "sweep").exists()
+
+
+def test_at_inference_names_every_flag_that_it_would_ignore() -> None:
+    result = call("--at-inference", "runs/a", "--top-k", "1,2", "--seeds", 3, "--steps", 5, "--resume")
+    assert result.exit_code == 2
+    assert "leave out --seeds, --steps, --resume." in result.output
+    alone = call("--at-inference", "runs/a", "--top-k", "1,2")
+    assert "leave out" not in alone.output
+    assert "runs/a holds no finished run" in alone.output

@@ -13,6 +13,7 @@ from moegate.cli.train import TASK, option, use_threads
 
 
 def sweep(
+    context: typer.Context,
     output: Annotated[Path | None, option("Folder of the sweep.", "--output", "-o")] = None,
     task: Annotated[str, typer.Option(help=TASK)] = "image",
     top_k: Annotated[str, typer.Option("--top-k", help="Values of K.")] = "1,2,4,8",
@@ -47,6 +48,7 @@ def sweep(
     use_threads(threads)
     k_values = parse_integers("--top-k", parse_list(top_k))
     if at_inference:
+        _refuse_ignored(context)
         evaluate_and_print(at_inference, k_values, console=Console())
         return
     if output is None:
@@ -60,6 +62,21 @@ def sweep(
     )
     command = shlex.join(["moegate", *sys.argv[1:]])
     run_and_print(SweepPlan(task, axes, base, command), output, resume=resume, console=Console())
+
+
+READ_AT_INFERENCE = {"at_inference", "top_k", "threads"}
+
+
+def _refuse_ignored(context: typer.Context) -> None:
+    """Refuse the flags of a training sweep beside --at-inference, which trains nothing."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in READ_AT_INFERENCE
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise ValueError(f"--at-inference trains nothing and writes nothing; leave out {', '.join(given)}.")
 
 
 def evaluate_and_print(runs: list[Path], top_k: tuple[int, ...], *, console: Console) -> None:

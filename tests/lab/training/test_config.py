@@ -45,6 +45,31 @@ def test_what_no_run_can_have_is_refused(settings: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"corpus": "texts"}, "corpus=texts has no effect on the task 'image': leave it out, or take task='text'"),
+        ({"num_heads": 4}, "num_heads=4 has no effect on the task 'image'"),
+        ({"sequence_length": 256}, "sequence_length=256 has no effect on the task 'image'"),
+        ({"task": "text", "image_shift": 0}, "image_shift=0 has no effect on the task 'text'"),
+        ({"router": "switch", "top_k": 4}, "top_k=4 has no effect on the router 'switch', which doesn't take K"),
+        ({"router": "top_p", "top_k": 2}, "top_k=2 has no effect on the router 'top_p'"),
+        ({"router": "top_p", "top_k": 2, "control": "frozen"}, "top_k=2 has no effect on the router 'top_p'"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.create(**settings)
+
+
+def test_what_has_an_effect_and_what_was_recorded_are_taken() -> None:
+    assert TrainConfig.create(router="switch", top_k=4, control="dense").top_k == 4
+    assert TrainConfig.create(task="text", num_heads=2, corpus="texts").num_heads == 2
+    assert TrainConfig.create(corpus=None).corpus is None
+    recorded = {**TrainConfig.create(router="switch").to_dict(), "top_k": 4}
+    assert TrainConfig.create(**recorded).top_k == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"steps": 2.0}, r"steps=2\.0 must be int, not float"),
         ({"steps": True}, "steps=True must be int, not bool"),
         ({"learning_rate": "1e-3"}, "learning_rate='1e-3' must be int or float, not str"),

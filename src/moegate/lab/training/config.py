@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moegate.lab.training.routers import default_balance
+from moegate.lab.training.routers import default_balance, router_spec
 from moegate.parts import did_you_mean
 
 TASKS = ("image", "text")
@@ -47,7 +47,7 @@ class TrainConfig:
     Attributes:
         task: "image" (5,000 handwritten digits) or "text" (bytes of several domains).
         router: the routing strategy by name.
-        top_k: K, experts per token; routers without a fixed K ignore it.
+        top_k: K, experts per token; routers that don't take K refuse it.
         balance: how the load is balanced, by name; "none" for not at all. By default "aux" where it can act.
         balance_coefficient: weight of the balance loss of each layer.
         controller_rate: step of the bias controllers; None takes each controller's own.
@@ -134,7 +134,7 @@ class TrainConfig:
         """Return a configuration from settings by name; what is missing takes the default of the task.
 
         Raises:
-            ValueError: an unknown setting, a missing task or a value out of range.
+            ValueError: an unknown setting, a value out of range, or a setting that would have no effect.
             TypeError: a value of the wrong type.
         """
         names = tuple(field.name for field in fields(cls))
@@ -144,7 +144,11 @@ class TrainConfig:
         task = settings.get("task", "image")
         _check_choice("task", task, TASKS)
         balance = default_balance(str(settings.get("router", "topk")), settings.get("control", "none"))
-        return cls(**{"task": task, "balance": balance, **TASK_DEFAULTS[task], **settings})
+        config = cls(**{"task": task, "balance": balance, **TASK_DEFAULTS[task], **settings})
+        # A recorded configuration names every setting, whether or not its run read it.
+        if len(settings) < len(names):
+            _check_effect(task, settings)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values.
@@ -228,6 +232,26 @@ def _check_types(config: TrainConfig) -> None:
 def _accepted_types(annotation: Any) -> tuple[type, ...]:
     parts: tuple[type, ...] = getattr(annotation, "__args__", (annotation,))
     return (int, *parts) if float in parts else parts
+
+
+# What a training reads; `evaluation_windows` may stand in a file that runs of both tasks share.
+_ONLY_OF_TASK = {"image": ("image_shift",), "text": ("num_heads", "sequence_length", "corpus")}
+
+
+def _check_effect(task: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what was asked for and would be ignored."""
+    for other, names in _ONLY_OF_TASK.items():
+        for name in names:
+            if name in settings and settings[name] is not None and task != other:
+                raise ValueError(
+                    f"{name}={settings[name]} has no effect on the task '{task}': leave it out, or take task='{other}'."
+                )
+    router = str(settings.get("router", "topk"))
+    if "top_k" in settings and settings.get("control") != "dense" and not router_spec(router).uses_top_k:
+        raise ValueError(
+            f"top_k={settings['top_k']} has no effect on the router '{router}', which doesn't take K: leave it out, "
+            "or take another router, such as topk."
+        )
 
 
 _AT_LEAST_ONE = (
