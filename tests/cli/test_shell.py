@@ -92,7 +92,7 @@ def system_error(code: int, path: str | None = "/runs/[red]first") -> OSError:
         (system_error(errno.ENOTDIR), "Can't use /runs/[red]first: a file is where a folder is needed."),
         (system_error(errno.EEXIST), "Can't use /runs/[red]first: a file is where a folder is needed."),
         (system_error(errno.EACCES), "Can't use /runs/[red]first: permission denied."),
-        (system_error(errno.ENOSPC, None), "Can't use the path: no space left on device."),
+        (system_error(errno.ENOSPC, None), "Can't read or write a file: no space left on device."),
         (system_error(errno.ENOENT), "Can't use /runs/[red]first: no such file or directory."),
         (FileNotFoundError("No configuration file at none.json."), "Error: No configuration file at none.json."),
     ],

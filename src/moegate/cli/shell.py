@@ -44,8 +44,8 @@ def sentence(error: Exception) -> str:
     reason = error.strerror[:1].lower() + error.strerror[1:]
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file is where a folder is needed"
-    where = "the path" if error.filename is None else str(error.filename)
-    return f"Can't use {where}: {reason}. Choose another path, or make this one usable."
+    what = "read or write a file" if error.filename is None else f"use {error.filename}"
+    return f"Can't {what}: {reason}. Choose another path, or make this one usable."
 
 
 class Verbs(TyperGroup):
