@@ -31,10 +31,11 @@ def demo(
     console = Console()
     plan = digits_plan(image_steps, seeds)
     plan.grid()  # refuses numbers that make no sense before the language model takes its minutes
-    _say(console, "1/3  A language model, 2 of 8 experts a byte, on prose in several languages and on code")
-    train_language_model(output / "language_model", text_steps, console)
-    _say(console, "2/3  Digit classifiers with K = 1, 2, 4, 8 of 8 experts, beside dense and frozen-gate controls")
-    sweep_digits(output / "k_sweep", plan, console)
+    with one_thread():
+        _say(console, "1/3  A language model, 2 of 8 experts a byte, on prose in several languages and on code")
+        train_language_model(output / "language_model", text_steps, console)
+        _say(console, "2/3  Digit classifiers with K = 1, 2, 4, 8 of 8 experts, beside dense and frozen-gate controls")
+        sweep_digits(output / "k_sweep", plan, console)
     page = write_report([output / "k_sweep", output / "language_model"], output / "report.html")
     _say(console, f"3/3  The page: open {page.resolve()} in a browser.")
 
@@ -84,13 +85,12 @@ def sweep_digits(directory: Path, plan: "SweepPlan", console: Console) -> None:
         ValueError: the folder holds a sweep with other settings.
         typer.Exit: the sweep was interrupted.
     """
-    with one_thread():
-        run_and_print(plan, directory, resume=True, console=console)
+    run_and_print(plan, directory, resume=True, console=console)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute with one thread: the image models are too small to share out.
+    """Let PyTorch compute with one thread: models this small gain little from more, and lose much on a busy machine.
 
     Example:
         >>> import torch
