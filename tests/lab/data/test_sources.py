@@ -157,7 +157,7 @@ def test_wrong_selections(domains: list[str], expected: str) -> None:
 def test_a_missing_package_is_named_with_the_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = packages.find_spec
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name == module else find_spec(name))
-    with pytest.raises(ModuleNotFoundError, match=rf"'{module}'.*pip install 'moegate\[lab\]'") as caught:
+    with pytest.raises(ModuleNotFoundError, match=rf"'{module}'.*pip install '\.\[lab\]'") as caught:
         read_source(SOURCES["german"])
     assert caught.value.name == module
 

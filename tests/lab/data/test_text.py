@@ -140,7 +140,7 @@ def test_a_missing_distribution_is_named_with_both_ways_out(tmp_path: Path, monk
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(text, "package_version", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"'Django'.*moegate\[lab\].*--corpus DIR"):
+    with pytest.raises(ModuleNotFoundError, match=r"'Django'.*'\.\[lab\]'.*--corpus DIR"):
         text.load(domains=["german"], cache=tmp_path)
 
 

