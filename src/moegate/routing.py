@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -197,10 +196,8 @@ def _limited(routing: Routing, capacity: Capacity, choice: tuple[Candidates, Sel
     kept_TK = keep_within(index_TK, order_N, limit.expand(routing.num_experts))
     if capacity.overflow == "drop":
         dropped_TK = ~kept_TK
-        return replace(
-            routing,
-            expert_index=index_TK.masked_fill(dropped_TK, EMPTY),
-            weights=routing.weights.masked_fill(dropped_TK, 0.0),
+        return routing.with_assignment(
+            index_TK.masked_fill(dropped_TK, EMPTY), routing.weights.masked_fill(dropped_TK, 0.0)
         )
     # An expert that the selection ruled out, or that -inf masks, is no way out either.
     excluded_TE = routing.ranking == float("-inf")
@@ -209,7 +206,7 @@ def _limited(routing: Routing, capacity: Capacity, choice: tuple[Candidates, Sel
     final_TK = reroute(index_TK, kept_TK, routing.ranking, order_N, limit, excluded_TE)
     # The weights are those of the experts that are asked now; what found no room keeps its share and is lost.
     _, weights_TK = assign(torch.where(final_TK < 0, index_TK, final_TK))
-    return replace(routing, expert_index=final_TK, weights=weights_TK.masked_fill(final_TK < 0, 0.0))
+    return routing.with_assignment(final_TK, weights_TK.masked_fill(final_TK < 0, 0.0))
 
 
 def _warn_of_lost_gradient(rule: RoutingRule) -> None:
