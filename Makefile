@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := lab,hf,tensorboard,dev,docs
 
 # Two test processes with one torch thread each use two cores better than one process with two threads.
@@ -11,21 +12,23 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format docs serve-docs bench clean
+.PHONY: help venv kernels demo test check format docs serve-docs bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## make .venv with everything for development
 
-# The build of the package itself is pinned too: pip reads the two variables for its build environment.
+# In two steps: the kernels are compiled against the headers of the torch that the first step installs.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "No venv: install Python >= 3.11 with its venv module (Debian: apt-get install python3-venv)"; exit 1; }
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[$(EXTRAS)]'
+	$(PIP_INSTALL) torch numpy scikit-build-core cmake ninja
+	$(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
+
+kernels: $(STAMP) ## compile the CPU kernels again after a change to C++
+	$(PIP_INSTALL) --no-build-isolation --no-deps --editable .
 
 demo: $(STAMP) ## train on real data, print the K table, write the report page (the main job)
 	$(BIN)/moegate demo

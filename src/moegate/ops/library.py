@@ -1,0 +1,107 @@
+"""Where operators are registered: one schema each, a reference for every device, and the CPU kernels where they are.
+
+``MOEGATE_KERNEL=0`` leaves the kernels out; ``MOEGATE_ISA`` forces an instruction set (``scalar``, ``avx2``,
+``avx512``, ``avx512_bf16``); ``MOEGATE_STRICT=1`` makes missing kernels an error.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMESPACE = "moegate"
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Whether the CPU kernels serve here, and why or why not."""
+
+    loaded: bool
+    reason: str
+
+
+def define(schema: str, reference: Callable[..., Any]) -> None:
+    """Registers an operator with its reference, which serves every device that has no kernel of its own.
+
+    Args:
+        schema: such as ``"double(Tensor x) -> Tensor"``.
+        reference: plain PyTorch; called below autograd.
+    """
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(schema[: schema.index("(")], reference, "CompositeExplicitAutograd")
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Registers what an operator returns in shapes and types alone, for ``torch.compile`` and ``torch.export``."""
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+
+
+def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Registers the gradient formula of an operator."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def _load() -> Kernels:
+    if os.environ.get("MOEGATE_KERNEL") == "0":
+        return Kernels(False, "switched off by MOEGATE_KERNEL=0")
+    found = importlib.util.find_spec("moegate.ops._kernels")
+    if found is None or found.origin is None:
+        return Kernels(False, _why_not_built())
+    try:
+        torch.ops.load_library(found.origin)
+    except OSError as error:
+        return Kernels(False, f"the kernel library can't be loaded: {error}")
+    forced = os.environ.get("MOEGATE_ISA")
+    if forced:
+        torch.ops.moegate.set_cpu_isa(forced)
+    return Kernels(True, f"C++ kernels, {torch.ops.moegate.cpu_isa()}")
+
+
+def _why_not_built() -> str:
+    note = importlib.util.find_spec("moegate.ops")
+    folders = [] if note is None else list(note.submodule_search_locations or ())
+    for folder in folders:
+        written = Path(folder) / "no_kernels.txt"
+        if written.exists():
+            return written.read_text(encoding="utf-8").strip()
+    return "the kernel library was not built: install moegate with pip, from a machine with a C++ compiler"
+
+
+KERNELS = _load()
+if not KERNELS.loaded and os.environ.get("MOEGATE_STRICT") == "1":
+    raise ImportError(f"MOEGATE_STRICT=1, and the CPU kernels are missing: {KERNELS.reason}.")
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Runs the CPU kernels of one instruction set for the length of a block; for tests and studies.
+
+    Example:
+        >>> if KERNELS.loaded:
+        ...     with forced_isa("scalar"):
+        ...         assert torch.ops.moegate.cpu_isa() == "scalar"
+    """
+    before = torch.ops.moegate.cpu_isa()
+    torch.ops.moegate.set_cpu_isa(name)
+    try:
+        yield
+    finally:
+        torch.ops.moegate.set_cpu_isa(before)
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that the kernels can run on here, the plainest first; empty without kernels."""
+    if not KERNELS.loaded:
+        return ()
+    best = torch.ops.moegate.cpu_isa()
+    torch.ops.moegate.set_cpu_isa("")
+    names = ("scalar", "avx2", "avx512", "avx512_bf16")
+    found = names[: names.index(torch.ops.moegate.cpu_isa()) + 1]
+    torch.ops.moegate.set_cpu_isa(best)
+    return found
