@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv kernels demo test check format docs serve-docs bench clean
+.PHONY: help venv kernels demo test test-reference sanitize valgrind check format docs serve-docs bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,17 @@ demo: $(STAMP) ## train on real data, print the K table, write the report page (
 test: $(STAMP) ## run all tests; fails under 90 % line coverage of src/
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal \
 	  --cov --cov-report=term:skip-covered $(PYTEST_FLAGS)
+
+test-reference: $(STAMP) ## routing, dispatch and layers once more without the compiled kernels
+	OMP_NUM_THREADS=1 MOEGATE_KERNEL=0 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS) \
+	  tests/ops tests/dispatch tests/test_routing.py tests/test_fusion.py tests/test_readings.py tests/test_layer.py \
+	  tests/test_experts.py tests/balance
+
+sanitize: $(STAMP) ## the tests of the kernels under the address and undefined-behaviour sanitizers
+	PYTHON=$(BIN)/python scripts/sanitize.sh
+
+valgrind: $(STAMP) ## every kernel once under valgrind's memory checker (AVX2 and scalar: it knows no AVX-512)
+	PYTHON=$(BIN)/python scripts/valgrind.sh
 
 check: $(STAMP) ## lint, formatting, strict types, spelling, docs build
 	$(BIN)/ruff check .

@@ -35,7 +35,11 @@ def insert_before(path: Path, marker: str, text: str) -> None:
 
 def run(package: Path, code: str) -> str:
     """What a fresh interpreter prints that imports the copy."""
-    check = f"import moegate; assert moegate.__path__ == [{str(package)!r}], moegate.__path__\n"
+    # The hook of an editable install would come before every path.
+    check = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+        f"import moegate; assert moegate.__path__ == [{str(package)!r}], moegate.__path__\n"
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "COVERAGE_"))}
     env |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", check + code], capture_output=True, text=True, env=env, check=False)

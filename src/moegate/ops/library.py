@@ -1,7 +1,8 @@
 """Where operators are registered: one schema each, a reference for every device, and the CPU kernels where they are.
 
 ``MOEGATE_KERNEL=0`` leaves the kernels out; ``MOEGATE_ISA`` forces an instruction set (``scalar``, ``avx2``,
-``avx512``, ``avx512_bf16``); ``MOEGATE_STRICT=1`` makes missing kernels an error.
+``avx512``, ``avx512_bf16``); ``MOEGATE_STRICT=1`` makes missing kernels an error; ``MOEGATE_LIBRARY`` names a library
+to load in place of the installed one, such as one built with sanitizers.
 """
 
 import importlib.util
@@ -50,17 +51,23 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
 def _load() -> Kernels:
     if os.environ.get("MOEGATE_KERNEL") == "0":
         return Kernels(False, "switched off by MOEGATE_KERNEL=0")
-    found = importlib.util.find_spec("moegate.ops._kernels")
-    if found is None or found.origin is None:
+    path = os.environ.get("MOEGATE_LIBRARY") or _installed()
+    if path is None:
         return Kernels(False, _why_not_built())
     try:
-        torch.ops.load_library(found.origin)
+        torch.ops.load_library(path)
     except OSError as error:
         return Kernels(False, f"the kernel library can't be loaded: {error}")
     forced = os.environ.get("MOEGATE_ISA")
     if forced:
         torch.ops.moegate.set_cpu_isa(forced)
     return Kernels(True, f"C++ kernels, {torch.ops.moegate.cpu_isa()}")
+
+
+def _installed() -> str | None:
+    # Found like a module, so that an editable install, whose sources lie elsewhere, finds it too.
+    found = importlib.util.find_spec("moegate.ops._kernels")
+    return None if found is None else found.origin
 
 
 def _why_not_built() -> str:
