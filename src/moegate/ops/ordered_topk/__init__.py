@@ -8,11 +8,27 @@ Contract, for each row of ``values [..., N]``:
 - the ``k`` indices are distinct, whatever the values.
 """
 
+import math
+
+import torch
 from torch import Tensor
 
+from moegate.ops import library
 from moegate.ops.ordered_topk.reference import ordered_topk_reference, topk_by_key_reference
 
 __all__ = ["ordered_topk", "topk_by_key"]
+
+# The operators take rows, [T, N], and what is excluded in the same shape.
+library.define("ordered_topk(Tensor values, int k, Tensor? excluded) -> Tensor", ordered_topk_reference)
+library.define("topk_by_key(Tensor key, int k) -> Tensor", topk_by_key_reference)
+
+
+def _index_fake(values_TN: Tensor, k: int, excluded_TN: Tensor | None = None) -> Tensor:
+    return values_TN.new_empty(values_TN.shape[0], k, dtype=torch.int64)
+
+
+library.register_fake("ordered_topk", _index_fake)
+library.register_fake("topk_by_key", _index_fake)
 
 
 def ordered_topk(values: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
@@ -35,7 +51,12 @@ def ordered_topk(values: Tensor, k: int, excluded: Tensor | None = None) -> Tens
         [[2, 3, 0, 1]]
     """
     _check_k(values, k)
-    return ordered_topk_reference(values, k, excluded)
+    values = values.detach()
+    if values.dtype not in _WITH_KERNEL:
+        return ordered_topk_reference(values, k, excluded)
+    excluded_TN = None if excluded is None else _rows(excluded.expand(values.shape))
+    index_TK: Tensor = torch.ops.moegate.ordered_topk.default(_rows(values), k, excluded_TN)
+    return index_TK.view(*values.shape[:-1], k)
 
 
 def topk_by_key(key: Tensor, k: int) -> Tensor:
@@ -57,7 +78,15 @@ def topk_by_key(key: Tensor, k: int) -> Tensor:
         [[1, 2]]
     """
     _check_k(key, k)
-    return topk_by_key_reference(key, k)
+    index_TK: Tensor = torch.ops.moegate.topk_by_key.default(_rows(key), k)
+    return index_TK.view(*key.shape[:-1], k)
+
+
+_WITH_KERNEL = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values if values.ndim == 2 else values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
 def _check_k(values: Tensor, k: int) -> None:

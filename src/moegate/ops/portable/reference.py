@@ -7,6 +7,8 @@ fused multiply-add. A score is within 3 ulp of the exact one (a softmax: of that
 maximum), about what the libraries reach. float64 uses PyTorch's own functions. No gradient.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,7 @@ def portable_sqrt_softplus(logits_TE: Tensor) -> Tensor:
         body_TE = (logits_TE.clamp(min=0) + (-logits_TE.abs()).exp().log1p()).sqrt()
         return torch.where(logits_TE < _TAIL, (logits_TE / 2).exp(), body_TE)
     softplus_TE = logits_TE.clamp(min=0.0) + portable_log1p(portable_exp(-logits_TE.abs()))
-    return torch.where(logits_TE < _TAIL, portable_exp(logits_TE * 0.5), softplus_TE.sqrt())
+    return torch.where(logits_TE < _TAIL, portable_exp(logits_TE * 0.5), _square_root(softplus_TE))
 
 
 def portable_softmax(logits_TE: Tensor) -> Tensor:
@@ -106,6 +108,29 @@ def portable_softmax(logits_TE: Tensor) -> Tensor:
     return shifted_TE / on_grid_TE.sum(dim=-1, keepdim=True).float()
 
 
+def _square_root(x: Tensor) -> Tensor:
+    """The float32 square root, correctly rounded: PyTorch's own comes from a library that may miss the last bit."""
+    return x.double().sqrt().float()
+
+
 def _power_of_two(exponent: Tensor) -> Tensor:
     """``2 ** exponent`` in float32 for exponents of normal numbers, made of its bits."""
     return ((exponent + 127) << 23).view(torch.float32)
+
+
+PORTABLE_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": portable_softmax,
+    "sigmoid": portable_sigmoid,
+    "sqrt_softplus": portable_sqrt_softplus,
+}
+"""The scores that a selection may order by, each by its kind."""
+
+
+def portable_scores_reference(logits_TE: Tensor, score: str) -> Tensor:
+    """``PORTABLE_SCORES[score]`` of float32 or float64 logits.
+
+    Example:
+        >>> portable_scores_reference(torch.zeros(1, 2), "softmax").tolist()
+        [[0.5, 0.5]]
+    """
+    return PORTABLE_SCORES[score](logits_TE)

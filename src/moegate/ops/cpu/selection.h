@@ -1,0 +1,253 @@
+// Selection: the k greatest of a row of integer keys, best first, equal keys by index.
+//
+// Few of a row's keys are looked at twice: a bound that at least k keys reach is found from the maxima of lanes, the
+// keys that reach it are gathered in one pass without branches, and only those are ordered.
+#pragma once
+
+#include "cpu/vector.h"
+
+namespace moegate::MOEGATE_ISA {
+namespace {
+
+constexpr int32_t kExcludedKey = INT32_MIN;
+constexpr int32_t kNanKey = INT32_MIN + 1;
+constexpr int32_t kMinusInfinityKey = static_cast<int32_t>(0x807fffff);
+
+// Integers in the order of the floats: -0 like +0, NaN below -inf.
+inline Ints sort_keys(Floats values) {
+  const Ints keys = flip_negative(as_ints(values + floats(0.0f)));
+  return select(is_nan(values), ints(kNanKey), keys);
+}
+
+// What lies past the first `count` lanes of a row's last block comes after everything.
+inline Ints excluded_past(int64_t count, Ints keys) {
+  return count == kLanes ? keys : select(first_lanes(count), keys, ints(kExcludedKey));
+}
+
+// What selection works in; all of it is scratch memory.
+struct Selection {
+  int32_t* keys;    // padded(size); whatever lies past the row is kExcludedKey. Overwritten.
+  int64_t* unique;  // capacity + kLanes
+  int64_t capacity; // of candidates, at least k
+  int32_t* maxima;  // kMostMaxima
+};
+
+constexpr int64_t kMostMaxima = 1024;
+constexpr int64_t kCountedRank = 384; // up to so many candidates are ordered by counting
+
+inline int64_t candidate_capacity(int64_t size, int64_t k) {
+  const int64_t wanted = k + k / 2 + 96;
+  return wanted < size ? wanted : size;
+}
+
+// --- a bound that at least k keys reach ---------------------------------------------------------------------------
+
+inline int64_t count_reaching(const int32_t* keys, int64_t size, int32_t bound) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i += kLanes) count += count_lanes(at_least(load(keys + i), ints(bound)));
+  return count;
+}
+
+// The k-th greatest of 32 keys.
+inline int32_t kth_of_32(Ints a, Ints b, int64_t k) {
+  int32_t all[2 * kLanes];
+  store(all, a);
+  store(all + kLanes, b);
+  Ints reach_a = ints(0), reach_b = ints(0);
+  for (int64_t i = 0; i < 2 * kLanes; ++i) {
+    const Ints other = ints(all[i]);
+    reach_a = count_at_least(reach_a, other, a);
+    reach_b = count_at_least(reach_b, other, b);
+  }
+  const Ints least_count = ints(static_cast<int32_t>(k)), none = ints(INT32_MIN);
+  return greatest(maximum(
+      select(at_least(reach_a, least_count), a, none), select(at_least(reach_b, least_count), b, none)));
+}
+
+inline int32_t bound_from_32_lanes(const int32_t* keys, int64_t size, int64_t k) {
+  Ints a = ints(INT32_MIN), b = a;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    a = maximum(a, load(keys + i));
+    b = maximum(b, load(keys + i + kLanes));
+  }
+  if (i < size) a = maximum(a, load(keys + i));
+  return kth_of_32(a, b, k);
+}
+
+// A bound that at least k keys reach and, where there is such a one, at most `most`; otherwise the k-th greatest key.
+inline int32_t bound_by_bisection(const int32_t* keys, int64_t size, int64_t k, int64_t most) {
+  Ints low_lanes = ints(INT32_MAX), high_lanes = ints(INT32_MIN);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    low_lanes = minimum(low_lanes, load(keys + i));
+    high_lanes = maximum(high_lanes, load(keys + i));
+  }
+  int64_t reached = least(low_lanes); // by at least k keys
+  int64_t missed = static_cast<int64_t>(greatest(high_lanes)) + 1; // by at least one of the k
+  int64_t count = size;
+  while (count > most && missed - reached > 1) {
+    const int64_t middle = reached + (missed - reached) / 2;
+    const int64_t reaching = count_reaching(keys, size, static_cast<int32_t>(middle));
+    if (reaching < k) {
+      missed = middle;
+    } else {
+      reached = middle;
+      count = reaching;
+    }
+  }
+  return static_cast<int32_t>(reached);
+}
+
+// The same from the maxima of `width` lanes, which at least k keys of the row reach when k of the maxima do.
+inline int32_t bound_from_lanes(const int32_t* keys, int64_t size, int64_t k, int64_t width, int32_t* maxima) {
+  for (int64_t lane = 0; lane < width; lane += kLanes) store(maxima + lane, load(keys + lane));
+  for (int64_t start = width; start < size; start += width) {
+    const int64_t rest = padded(size - start) < width ? padded(size - start) : width;
+    for (int64_t lane = 0; lane < rest; lane += kLanes) {
+      store(maxima + lane, maximum(load(maxima + lane), load(keys + start + lane)));
+    }
+  }
+  return bound_by_bisection(maxima, width, k, k + k / 8);
+}
+
+inline int32_t bound_of(const Selection& selection, int64_t size, int64_t k) {
+  if (k <= kLanes) return bound_from_32_lanes(selection.keys, padded(size), k);
+  const int64_t width = padded(3 * k);
+  if (width <= kMostMaxima && 2 * width <= size) {
+    return bound_from_lanes(selection.keys, size, k, width, selection.maxima);
+  }
+  return bound_by_bisection(selection.keys, padded(size), k, k + k / 4 + 2);
+}
+
+// --- the candidates: the keys that reach the bound ----------------------------------------------------------------
+
+// Places of the keys that reach the bound, in order; -1 when they are more than `capacity`.
+inline int64_t gather_reaching(const int32_t* keys, int64_t size, int32_t bound, int32_t* places, int64_t capacity) {
+  const Ints bounds = ints(bound);
+  Ints place = lane_numbers();
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const Mask reaches = at_least(load(keys + i), bounds);
+    if (count > capacity) return -1;
+    count += append(places + count, reaches, place);
+    place = place + ints(kLanes);
+  }
+  return count > capacity ? -1 : count;
+}
+
+// Places of the keys above `kth`, and of as many equal to it as make k, the first ones; `kth` is the k-th greatest.
+inline int64_t gather_exactly(const int32_t* keys, int64_t size, int32_t kth, int32_t* places, int64_t k) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size && count < k; i += kLanes) {
+    const Ints place = lane_numbers() + ints(static_cast<int32_t>(i));
+    count += append(places + count, greater(load(keys + i), ints(kth)), place);
+  }
+  for (int64_t i = 0; i < size && count < k; i += kLanes) {
+    const Ints place = lane_numbers() + ints(static_cast<int32_t>(i));
+    count += append(places + count, equal(load(keys + i), ints(kth)), place);
+  }
+  return count < k ? count : k;
+}
+
+// A key and its place in one integer, so that no two are alike and the greater comes first.
+inline int64_t unique_key(int32_t key, int32_t place) {
+  return static_cast<int64_t>((static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32) | static_cast<uint32_t>(~place));
+}
+inline int32_t place_of(int64_t unique) { return static_cast<int32_t>(~static_cast<uint32_t>(unique)); }
+
+// --- order --------------------------------------------------------------------------------------------------------
+
+// The slot of each candidate in `order` is the number of greater ones.
+inline void order_by_counting(const int64_t* unique, int64_t count, int32_t* order) {
+  for (int64_t start = 0; start < count; start += kLanes) {
+    const Longs mine_a = load(unique + start), mine_b = load(unique + start + kHalfLanes);
+    Longs slots_a = longs(0), slots_b = longs(0);
+    for (int64_t i = 0; i < count; ++i) {
+      const Longs other = longs(unique[i]);
+      slots_a = count_greater(slots_a, other, mine_a);
+      slots_b = count_greater(slots_b, other, mine_b);
+    }
+    int64_t slots[kLanes];
+    store(slots, slots_a);
+    store(slots + kHalfLanes, slots_b);
+    const int64_t rest = count - start < kLanes ? count - start : kLanes;
+    for (int64_t lane = 0; lane < rest; ++lane) order[slots[lane]] = place_of(unique[start + lane]);
+  }
+}
+
+// Puts the greater of each pair first, for `count` pairs at the distance `step`.
+inline void exchange(int64_t* first, int64_t count, int64_t step) {
+  int64_t i = 0;
+  if (step >= kHalfLanes) {
+    for (; i + kHalfLanes <= count; i += kHalfLanes) {
+      const Longs a = load(first + i), b = load(first + i + step);
+      store(first + i, maximum(a, b));
+      store(first + i + step, minimum(a, b));
+    }
+  }
+  for (; i < count; ++i) {
+    const int64_t a = first[i], b = first[i + step];
+    first[i] = a > b ? a : b;
+    first[i + step] = a > b ? b : a;
+  }
+}
+
+// Batcher's merge exchange (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M): in place, no branches on data.
+inline void sort_descending(int64_t* values, int64_t count) {
+  int64_t top = 1;
+  while (2 * top < count) top *= 2;
+  for (int64_t p = top; p > 0; p /= 2) {
+    int64_t q = top, r = 0, d = p;
+    while (true) {
+      // Pairs (i, i + d) for all i below count - d whose bit p is that of r.
+      for (int64_t i = r; i < count - d; i += 2 * p) {
+        exchange(values + i, p < count - d - i ? p : count - d - i, d);
+      }
+      if (q == p) break;
+      d = q - p;
+      q /= 2;
+      r = p;
+    }
+  }
+}
+
+// --- all together -------------------------------------------------------------------------------------------------
+
+inline int64_t gather_candidates(const Selection& selection, int64_t size, int64_t k, int32_t* places) {
+  const int32_t* keys = selection.keys;
+  const int64_t blocks = padded(size);
+  int64_t count = gather_reaching(keys, blocks, bound_of(selection, size, k), places, selection.capacity);
+  if (count >= 0) return count;
+  const int32_t bound = bound_by_bisection(keys, blocks, k, selection.capacity);
+  count = gather_reaching(keys, blocks, bound, places, selection.capacity);
+  return count >= 0 ? count : gather_exactly(keys, blocks, bound, places, k);
+}
+
+// The places of the k greatest of `size` keys, best first. The answer lies in the memory of the keys.
+inline const int32_t* select_greatest(const Selection& selection, int64_t size, int64_t k) {
+  int64_t* unique = selection.unique;
+  int64_t count = size;
+  if (size <= 2 * kLanes) {
+    for (int64_t i = 0; i < size; ++i) unique[i] = unique_key(selection.keys[i], static_cast<int32_t>(i));
+  } else {
+    // The places lie in the upper half of the unique keys' memory: those overwrite only what has been read.
+    int32_t* places = reinterpret_cast<int32_t*>(unique) + selection.capacity + kLanes;
+    count = gather_candidates(selection, size, k, places);
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t place;
+      std::memcpy(&place, places + i, sizeof place);
+      unique[i] = unique_key(selection.keys[place], place);
+    }
+  }
+  int32_t* order = selection.keys;
+  if (count <= kCountedRank) {
+    order_by_counting(unique, count, order);
+  } else {
+    sort_descending(unique, count);
+    for (int64_t i = 0; i < k; ++i) order[i] = place_of(unique[i]);
+  }
+  return order;
+}
+
+} // namespace
+} // namespace moegate::MOEGATE_ISA

@@ -1,0 +1,53 @@
+// Vectors with one interface on every instruction set: 16 lanes of 32 bits, 8 lanes of 64 bits.
+//
+// The number of lanes is the same everywhere, in one register or in several, so that one algorithm serves all, every
+// sum has the same order, and every instruction set gives the same bits. Nothing here fuses a multiplication with an
+// addition. maximum(a, b) and minimum(a, b) of floating point are b where either is NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/elements.h"
+
+namespace moegate::MOEGATE_ISA {
+namespace {
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kHalfLanes = 8;
+
+inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+} // namespace
+} // namespace moegate::MOEGATE_ISA
+
+#if MOEGATE_ISA_scalar
+#include "cpu/vector_scalar.h"
+#elif MOEGATE_ISA_avx2
+#include "cpu/vector_avx2.h"
+#else
+#include "cpu/vector_avx512.h"
+#endif
+
+namespace moegate::MOEGATE_ISA {
+namespace {
+
+inline void store_as_elements(float* to, Floats values) { store(to, values); }
+
+// The first `count` lanes of a row's last block; the others are 0.
+template <class Element>
+inline void store_as_elements(Element* to, Floats values, int64_t count) {
+  Element block[kLanes];
+  store_as_elements(block, values);
+  std::memcpy(to, block, count * sizeof(Element));
+}
+
+// The lanes added in one fixed order.
+inline double sum_of_lanes(Doubles a) {
+  double v[kHalfLanes];
+  store(v, a);
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+} // namespace
+} // namespace moegate::MOEGATE_ISA

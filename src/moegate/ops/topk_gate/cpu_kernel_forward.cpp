@@ -1,0 +1,184 @@
+#include "topk_gate/cpu_kernel.h"
+
+#include "cpu/pieces.h"
+#include "topk_gate/groups.h"
+#include "topk_gate/ranking.h"
+#include "topk_gate/weighing.h"
+
+namespace moegate::MOEGATE_ISA {
+namespace {
+
+struct Workspace {
+  Selection selection;
+  Groups groups;
+  float* chosen;     // padded(K)
+  float* row;        // padded(E), where the logits of a token are not contiguous
+  float* bias_copy;  // padded(E), where E is no multiple of 16
+  const float* bias; // padded(E), or null
+  int64_t size;      // in bytes
+};
+
+bool has_groups(const GateRule& rule) { return rule.groups_kept < rule.num_groups; }
+
+Workspace workspace(const GateArguments& arguments, void* memory) {
+  const GateRule& rule = arguments.rule;
+  const int64_t num_experts = arguments.num_experts;
+  const bool copies_bias = arguments.bias != nullptr && num_experts % kLanes != 0;
+  int64_t capacity = candidate_capacity(num_experts, rule.top_k);
+  if (has_groups(rule)) {
+    const int64_t of_groups = candidate_capacity(rule.num_groups, rule.groups_kept);
+    capacity = of_groups > capacity ? of_groups : capacity;
+  }
+  Pieces pieces(memory);
+  Workspace work{};
+  // The groups read up to one block past the last expert.
+  int32_t* keys = pieces.next<int32_t>(padded(num_experts) + kLanes);
+  int64_t* unique = pieces.next<int64_t>(capacity + kLanes);
+  int32_t* maxima = pieces.next<int32_t>(kMostMaxima);
+  work.selection = {keys, unique, capacity, maxima};
+  work.chosen = pieces.next<float>(padded(rule.top_k));
+  if (arguments.expert_stride != 1) work.row = pieces.next<float>(padded(num_experts));
+  if (copies_bias) work.bias_copy = pieces.next<float>(padded(num_experts));
+  work.bias = copies_bias ? work.bias_copy : arguments.bias;
+  if (has_groups(rule)) {
+    work.groups = {rule.num_groups, rule.groups_kept, rule.groups_by_top2_sum, pieces.next<bool>(rule.num_groups),
+                   {pieces.next<int32_t>(padded(rule.num_groups)), unique, capacity, maxima}};
+  }
+  work.size = pieces.taken();
+  return work;
+}
+
+// The keys of a row, with the experts of dropped groups excluded.
+template <class Element>
+RowFacts rank(const GateRule& rule, const Row<Element>& row, const Workspace& work) {
+  int32_t* keys = work.selection.keys;
+  const bool ranks_scores = work.bias != nullptr || rule.ranks_scores;
+  if (!has_groups(rule)) {
+    return ranks_scores ? write_score_keys(row, rule.score, work.bias, keys) : write_logit_keys(row, keys);
+  }
+  // A sum of two has to be one of scores; the maximum may be taken of what the experts are ordered by.
+  const bool judges_scores = ranks_scores || rule.groups_by_top2_sum;
+  RowFacts facts =
+      judges_scores ? write_score_keys(row, rule.score, work.bias, keys) : write_logit_keys(row, keys);
+  choose_groups(work.groups, keys, row.size);
+  if (judges_scores && !ranks_scores) facts = write_logit_keys(row, keys);
+  exclude_dropped_groups(work.groups, keys, row.size);
+  return facts;
+}
+
+template <class Index>
+void write_index(const int32_t* order, int64_t top_k, Index* index, int64_t* counts) {
+  for (int64_t i = 0; i < top_k; ++i) index[i] = order[i];
+  if (counts == nullptr) return;
+  for (int64_t i = 0; i < top_k; ++i) ++counts[order[i]];
+}
+
+void write_index(const GateArguments& arguments, int64_t token, const int32_t* order, int64_t* counts) {
+  const int64_t top_k = arguments.rule.top_k;
+  if (arguments.narrow_index) {
+    write_index(order, top_k, static_cast<int32_t*>(arguments.index) + token * top_k, counts);
+  } else {
+    write_index(order, top_k, static_cast<int64_t*>(arguments.index) + token * top_k, counts);
+  }
+}
+
+void fill(float* values, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) values[i] = value;
+}
+
+void write_masked_token(const GateArguments& arguments, int64_t token) {
+  const int64_t top_k = arguments.rule.top_k;
+  for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
+    if (arguments.narrow_index) static_cast<int32_t*>(arguments.index)[i] = -1;
+    else static_cast<int64_t*>(arguments.index)[i] = -1;
+  }
+  fill(arguments.weights + token * top_k, top_k, 0.0f);
+  if (arguments.chosen != nullptr) fill(arguments.chosen + token * top_k, top_k, 0.0f);
+  if (arguments.logsumexp != nullptr) arguments.logsumexp[token] = 0.0;
+}
+
+// Writes the logits of the chosen, all NaN for a row that has one, and returns the greatest.
+template <class Element>
+float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool has_nan, float* chosen) {
+  if (has_nan) {
+    fill(chosen, top_k, __builtin_nanf(""));
+    return chosen[0];
+  }
+  float greatest = -kInfinity;
+  for (int64_t i = 0; i < top_k; ++i) {
+    chosen[i] = to_float(row.logits[order[i]]);
+    greatest = chosen[i] > greatest ? chosen[i] : greatest;
+  }
+  return greatest;
+}
+
+// The softmax over all experts; without a look at them for a row that has a NaN.
+template <class Element>
+Softmax softmax_over(const Row<Element>& row, RowFacts facts) {
+  if (facts.has_nan) return {__builtin_nan(""), __builtin_nan("")};
+  return {facts.greatest, softmax_total(row, facts.greatest)};
+}
+
+template <class Element>
+void gate_row(const GateArguments& arguments, const Row<Element>& row, const Workspace& work, int64_t token,
+              int64_t* counts) {
+  const GateRule& rule = arguments.rule;
+  const int64_t top_k = rule.top_k;
+  const RowFacts facts = rank(rule, row, work);
+  const int32_t* order = select_greatest(work.selection, row.size, top_k);
+  write_index(arguments, token, order, counts);
+  Softmax softmax{look_up(row, order, top_k, facts.has_nan, work.chosen), 0.0};
+  if (arguments.chosen != nullptr) {
+    std::memcpy(arguments.chosen + token * top_k, work.chosen, top_k * sizeof(float));
+  }
+  if (arguments.logsumexp != nullptr || rule.weight_score == GateScore::softmax) {
+    const Softmax over_all = softmax_over(row, facts);
+    if (arguments.logsumexp != nullptr) arguments.logsumexp[token] = logsumexp_of(over_all);
+    if (rule.weight_score == GateScore::softmax) softmax = over_all;
+  }
+  double* scores = reinterpret_cast<double*>(work.selection.unique);
+  weigh(rule, work.chosen, softmax, scores, arguments.weights + token * top_k);
+}
+
+template <class Element>
+void gate_rows(const GateArguments& arguments, const Workspace& work, int64_t* counts, int64_t begin, int64_t end) {
+  const Element* logits = static_cast<const Element*>(arguments.logits);
+  const int64_t num_experts = arguments.num_experts;
+  for (int64_t token = begin; token < end; ++token) {
+    if (arguments.token_mask != nullptr && !arguments.token_mask[token * arguments.token_mask_stride]) {
+      write_masked_token(arguments, token);
+      continue;
+    }
+    const Element* start = logits + token * arguments.token_stride;
+    if (arguments.expert_stride == 1) {
+      gate_row(arguments, Row<Element>{start, num_experts}, work, token, counts);
+      continue;
+    }
+    for (int64_t i = 0; i < num_experts; ++i) work.row[i] = to_float(start[i * arguments.expert_stride]);
+    gate_row(arguments, Row<float>{work.row, num_experts}, work, token, counts);
+  }
+}
+
+} // namespace
+
+int64_t topk_gate_scratch(const GateArguments& arguments) { return workspace(arguments, nullptr).size; }
+
+void topk_gate_rows(
+    const GateArguments& arguments, void* scratch, int64_t* counts, int64_t begin, int64_t end) {
+  const Workspace work = workspace(arguments, scratch);
+  if (work.bias_copy != nullptr) {
+    std::memcpy(work.bias_copy, arguments.bias, arguments.num_experts * sizeof(float));
+    fill(work.bias_copy + arguments.num_experts, padded(arguments.num_experts) - arguments.num_experts, 0.0f);
+  }
+  fill(work.chosen, padded(arguments.rule.top_k), 0.0f);
+  switch (arguments.element) {
+    case GateElement::float32:
+      return gate_rows<float>(arguments, work, counts, begin, end);
+    case GateElement::bfloat16:
+      return gate_rows<BFloat16>(arguments, work, counts, begin, end);
+    case GateElement::float16:
+      return gate_rows<Half>(arguments, work, counts, begin, end);
+  }
+}
+
+} // namespace moegate::MOEGATE_ISA
