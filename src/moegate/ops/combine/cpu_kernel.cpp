@@ -5,6 +5,14 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
+template <class Element>
+inline void prefetch(const Element* from, int64_t count) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(Element)); byte += 64) {
+    __builtin_prefetch(line + byte, 0, 2);
+  }
+}
+
 // The slots of one token.
 template <class Element>
 struct Slots {
@@ -21,7 +29,8 @@ struct Slots {
 
 // to[first + i] = Σ_k weight[k] · row_k[first + i] for `kWidth` times sixteen elements; the sums stay in registers.
 template <int kWidth, bool kWeighted, class Element>
-inline void add_block(const Slots<Element>& slots, int64_t first, int64_t count, Element* to) {
+inline void add_block(
+    const Slots<Element>& slots, const Slots<Element>& next, int64_t first, int64_t count, Element* to) {
   using Lanes = typename Wide<Element>::Lanes;
   using Real = typename Wide<Element>::Real;
   Lanes sums[kWidth];
@@ -29,6 +38,7 @@ inline void add_block(const Slots<Element>& slots, int64_t first, int64_t count,
   for (int64_t k = 0; k < slots.top_k; ++k) {
     if (slots.row[k] < 0) continue;
     const Element* from = slots.at(k) + first;
+    if constexpr (kWidth == 4) prefetch(next.at(k) + first, kBlock);
     Lanes factor;
     if constexpr (kWeighted) spread(slots.weights[k], factor);
     for (int i = 0; i < kWidth; ++i) {
@@ -42,11 +52,11 @@ inline void add_block(const Slots<Element>& slots, int64_t first, int64_t count,
 }
 
 template <bool kWeighted, class Element>
-inline void add_token(const Slots<Element>& slots, int64_t size, Element* to) {
+inline void add_token(const Slots<Element>& slots, const Slots<Element>& next, int64_t size, Element* to) {
   int64_t first = 0;
-  for (; first + kBlock <= size; first += kBlock) add_block<4, kWeighted>(slots, first, kLanes, to);
-  for (; first + kLanes <= size; first += kLanes) add_block<1, kWeighted>(slots, first, kLanes, to);
-  if (first < size) add_block<1, kWeighted>(slots, first, size - first, to);
+  for (; first + kBlock <= size; first += kBlock) add_block<4, kWeighted>(slots, next, first, kLanes, to);
+  for (; first + kLanes <= size; first += kLanes) add_block<1, kWeighted>(slots, next, first, kLanes, to);
+  if (first < size) add_block<1, kWeighted>(slots, next, first, size - first, to);
 }
 
 template <class Element>
@@ -81,7 +91,10 @@ bool combine(const CombineArguments& a, int64_t begin, int64_t end) {
     }
     if (a.out == nullptr) continue;
     Element* to = static_cast<Element*>(a.out) + token * a.hidden_size;
-    weights == nullptr ? add_token<false>(slots, a.hidden_size, to) : add_token<true>(slots, a.hidden_size, to);
+    Slots<Element> next = slots;
+    if (token + 1 < end) next.row += a.top_k;
+    weights == nullptr ? add_token<false>(slots, next, a.hidden_size, to)
+                       : add_token<true>(slots, next, a.hidden_size, to);
   }
   return sound;
 }

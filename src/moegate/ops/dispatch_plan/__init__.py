@@ -68,7 +68,7 @@ def dispatch_plan(
     Args:
         index_TK: ``[T, K]`` int32 or int64 with any strides; -1 is an empty slot. A token may name an expert twice.
         num_experts: ``E``, up to 2^24.
-        alignment: each expert's rows are padded to a multiple of it.
+        alignment: each expert's rows are padded to a multiple of it; up to 2^20.
         capacity: the most slots an expert serves; None for any number.
         fill: pads each expert's rows to exactly ``capacity``, also those of an expert that serves none.
 

@@ -18,6 +18,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostExperts = int64_t{1} << 24;
+constexpr int64_t kMostAligned = int64_t{1} << 20;
 constexpr int64_t kMostRows = int64_t{1} << 48;
 constexpr int64_t kSlotsPerChunk = 8192; // below it a second thread costs more than it brings
 
@@ -37,8 +38,8 @@ void check_arguments(const Tensor& index, int64_t num_experts, const Options& op
       num_experts >= 1 && num_experts <= kMostExperts, "num_experts=", num_experts, " must be from 1 to ",
       kMostExperts, ".");
   check(
-      options.alignment >= 1 && options.alignment <= kMostRows, "alignment=", options.alignment,
-      " must be from 1 to 2^48.");
+      options.alignment >= 1 && options.alignment <= kMostAligned, "alignment=", options.alignment,
+      " must be from 1 to ", kMostAligned, ".");
   check(options.capacity >= -1, "capacity=", options.capacity, " must be at least 0, or -1 for none.");
   check(!options.fill || options.capacity >= 0, "To fill every expert's rows takes a capacity.");
   check(
@@ -52,16 +53,15 @@ int64_t aligned(int64_t rows, int64_t alignment) { return (rows + alignment - 1)
 int64_t most_rows(int64_t num_slots, int64_t num_experts, const Options& options) {
   if (options.fill) return num_experts * options.capacity;
   const int64_t used_experts = std::min(num_experts, num_slots);
-  check(
-      used_experts == 0 || options.alignment - 1 <= (kMostRows - num_slots) / used_experts,
-      "alignment=", options.alignment, " makes too many rows.");
   return num_slots + used_experts * (options.alignment - 1);
 }
 
 // Counts of slots for each chunk of tokens: [chunks, E + 1], then the places that each chunk goes on from.
 class Chunks {
  public:
-  Chunks(int64_t num_tokens, int64_t num_slots, int64_t num_experts) : num_tokens_(num_tokens), width_(num_experts + 1) {
+  // Chunks lie two cache lines apart: threads that write to one line wait for each other.
+  Chunks(int64_t num_tokens, int64_t num_slots, int64_t num_experts)
+      : num_tokens_(num_tokens), width_(aligned(num_experts + 1, 16) + 16) {
     const int64_t worth = num_slots / std::max(kSlotsPerChunk, num_experts);
     count_ = worth < 2 ? 1 : std::min<int64_t>({worth, torch::stable::get_num_threads(), num_tokens});
     values_.assign(count_ * width_, 0);
@@ -101,6 +101,7 @@ struct Segments {
   int64_t* counts;
   int64_t* offsets;
   std::vector<int64_t> limit; // empty without a capacity
+  int64_t used = 0; // rows that hold a slot
 };
 
 // Turns counts into places and returns the number of rows.
@@ -121,6 +122,7 @@ int64_t add_up(Chunks& chunks, int64_t num_experts, const Options& options, Segm
       segments.limit[expert] = end + count;
     }
     segments.counts[expert] = count;
+    segments.used += count;
     end += options.fill ? options.capacity : options.alignment == 1 ? count : aligned(count, options.alignment);
     segments.offsets[expert] = end;
   }
@@ -129,6 +131,7 @@ int64_t add_up(Chunks& chunks, int64_t num_experts, const Options& options, Segm
 
 // Rows between an expert's last and the next one's first, and those behind all experts, hold no slot.
 void mark_padding(const Segments& segments, int64_t num_experts, int64_t* slot, int64_t num_rows) {
+  if (segments.used == num_rows) return;
   int64_t start = 0;
   for (int64_t expert = 0; expert < num_experts; ++expert) {
     std::fill(slot + start + segments.counts[expert], slot + segments.offsets[expert], -1);
@@ -174,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dispatch_plan(
   Tensor counts = new_tensor({num_experts}, ScalarType::Long);
   Tensor offsets = new_tensor({num_experts}, ScalarType::Long);
   Segments segments{
-      static_cast<int64_t*>(counts.mutable_data_ptr()), static_cast<int64_t*>(offsets.mutable_data_ptr()), {}};
+      static_cast<int64_t*>(counts.mutable_data_ptr()), static_cast<int64_t*>(offsets.mutable_data_ptr()), {}, 0};
   const int64_t used_rows = add_up(chunks, num_experts, options, segments);
   const int64_t num_rows = trim ? used_rows : most;
   Tensor slot = new_tensor({num_rows}, ScalarType::Long);

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 MOST_EXPERTS = 2**24
+MOST_ALIGNED = 2**20
 MOST_ROWS = 2**48
 
 
@@ -15,8 +16,8 @@ def check_plan_arguments(index_TK: Tensor, num_experts: int, alignment: int, cap
         raise RuntimeError(f"index must be int32 or int64, got {index_TK.dtype}.")
     if not 1 <= num_experts <= MOST_EXPERTS:
         raise RuntimeError(f"num_experts={num_experts} must be from 1 to {MOST_EXPERTS}.")
-    if not 1 <= alignment <= MOST_ROWS:
-        raise RuntimeError(f"alignment={alignment} must be from 1 to 2^48.")
+    if not 1 <= alignment <= MOST_ALIGNED:
+        raise RuntimeError(f"alignment={alignment} must be from 1 to {MOST_ALIGNED}.")
     if capacity < -1:
         raise RuntimeError(f"capacity={capacity} must be at least 0, or -1 for none.")
     if fill and capacity < 0:
