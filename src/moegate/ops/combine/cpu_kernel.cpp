@@ -81,7 +81,7 @@ bool combine(const CombineArguments& a, int64_t begin, int64_t end) {
       sound = false;
       continue;
     }
-    if (partner != nullptr) {
+    if (a.dots != nullptr) {
       // First, so that the rows are in the cache when they are added.
       const Element* other = partner + token * a.partner_stride;
       Real* dots = static_cast<Real*>(a.dots) + slot;

@@ -73,7 +73,7 @@ bool permute(const PermuteArguments& a, int64_t begin, int64_t end) {
         prefetch(reinterpret_cast<const char*>(hidden + next / a.top_k * a.hidden_stride));
       }
     }
-    if (partner != nullptr) {
+    if (a.dots != nullptr) {
       static_cast<Real*>(a.dots)[slot] =
           scale_and_dot(from, weights[slot], to, partner + row * a.partner_stride, a.hidden_size);
     } else if (weights != nullptr) {
