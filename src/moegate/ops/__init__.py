@@ -6,10 +6,23 @@ One folder an operator: the contract and its checks in ``__init__.py``, the plai
 
 from dataclasses import dataclass
 
+from moegate.ops.combine import combine
+from moegate.ops.dispatch_plan import dispatch_plan
 from moegate.ops.grouped_mm import grouped_mm, grouped_outer
 from moegate.ops.ordered_topk import ordered_topk, topk_by_key
+from moegate.ops.permute import permute
 
-__all__ = ["OPERATORS", "Operator", "grouped_mm", "grouped_outer", "ordered_topk", "topk_by_key"]
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "combine",
+    "dispatch_plan",
+    "grouped_mm",
+    "grouped_outer",
+    "ordered_topk",
+    "permute",
+    "topk_by_key",
+]
 
 
 @dataclass(frozen=True)

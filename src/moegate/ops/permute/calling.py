@@ -1,0 +1,27 @@
+"""What ``permute`` and ``combine`` do before they call their operator."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from moegate.ops.permute.reference import wide_type
+
+
+def fitting_weights(weights_TK: Tensor | None, inverse_TK: Tensor, element: torch.dtype) -> Tensor | None:
+    """The weights in the type that products with such elements are taken in."""
+    if weights_TK is None:
+        return None
+    if weights_TK.shape != inverse_TK.shape:
+        raise ValueError(
+            f"weights {tuple(weights_TK.shape)} must be {tuple(inverse_TK.shape)}, one for each slot of inverse."
+        )
+    wide = torch.float64 if element is torch.float64 else wide_type(element)
+    return weights_TK if weights_TK.dtype is wide else weights_TK.to(wide)
+
+
+def needs_graph(values: Tensor, weights: Tensor | None) -> bool:
+    """Whether the call must go through autograd, which costs several microseconds even where it records nothing."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level():
+        return True
+    wanted = values.requires_grad or (weights is not None and weights.requires_grad)
+    return wanted and torch.is_grad_enabled()
