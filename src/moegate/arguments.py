@@ -64,7 +64,7 @@ def flat_token_ids(token_ids: Tensor | None, batch_shape: tuple[int, ...], like:
 
 
 def per_expert(name: str, values: Tensor | None, num_experts: int, like: Tensor) -> Tensor | None:
-    """``values [E]`` in the dtype of ``like``; None stays None."""
+    """``values [E]`` in float32, or float64 for float64 logits; None stays None."""
     if values is None:
         return None
     if not isinstance(values, Tensor) or not values.is_floating_point():
@@ -74,11 +74,12 @@ def per_expert(name: str, values: Tensor | None, num_experts: int, like: Tensor)
             f"{name} must hold one value per expert, so the shape ({num_experts},); got {tuple(values.shape)}."
         )
     check_device(name, values, like)
-    return values.to(like.dtype)
+    return values.to(_wide(like))
 
 
 def like_logits(name: str, values: Tensor | None, logits_TE: Tensor, batch_shape: tuple[int, ...]) -> Tensor | None:
-    """``values``, shaped like the logits, flattened to ``[T, E]`` in their dtype; None stays None."""
+    """``values``, shaped like the logits, flattened to ``[T, E]`` in float32, or float64 for float64 logits; None stays
+    None."""
     if values is None:
         return None
     if not isinstance(values, Tensor) or not values.is_floating_point():
@@ -89,7 +90,7 @@ def like_logits(name: str, values: Tensor | None, logits_TE: Tensor, batch_shape
             f"{name} must be shaped like the logits, {(*batch_shape, num_logits)}; got {tuple(values.shape)}."
         )
     check_device(name, values, logits_TE)
-    return values.to(logits_TE.dtype).reshape(num_tokens, num_logits)
+    return values.to(_wide(logits_TE)).reshape(num_tokens, num_logits)
 
 
 def check_device(name: str, values: Tensor, like: Tensor) -> None:
@@ -122,6 +123,10 @@ def as_generator(generator: torch.Generator | int | None, device: torch.device) 
             "generator, whose state checkpointing restores."
         )
     return generator
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
 def _describe(value: object) -> str:

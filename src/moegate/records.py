@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moegate.probability import normalized
+from moegate.readings import Readings
 
 EMPTY = -1
 """The expert index of a slot that holds no expert."""
@@ -63,19 +64,11 @@ class Routing:
         num_experts: ``E``.
         batch_shape: the leading shape of the logits as they were passed, such as ``(batch, sequence)``;
             ``T`` is its product.
-        logits: ``[T, E]`` float32 (float64 stays float64), clean: before any noise.
-        scores: ``[T, E]``, the unbiased scores that the weights are gathered from, after noise.
-        selection_scores: ``[T, E]``, detached: the scores, or the logits for a softmax after the selection, plus the
-            bias.
-        ranking: ``[T, E]``, what the selection ordered by: the scores, or the logits when the score is
-            monotone and there is no bias; plus the bias when there is one.
+        readings: the dense values behind the choice; read them through the properties of the same names.
         expert_index: ``[T, K]`` int64, ``-1`` where a slot holds no expert.
         weights: ``[T, K]`` float32, 0 where a slot holds no expert.
         selected_index: ``[T, K]``, the choice before capacity dropped anything from it.
         token_mask: ``[T]`` bool, True for a real token; None when all tokens are real.
-        noisy_logits: ``[T, E]``, the logits after noise; None when nothing was drawn.
-        shares: ``[T, E]``, what ``probabilities`` normalises when the scores themselves can't be (identity scores,
-            which may be negative); None when it is the scores.
         noise_scale: ``[T, E]``, the standard deviation of a normal noise that was drawn; None otherwise.
         slots: the slot mixture of a soft routing; None for all others.
 
@@ -88,18 +81,45 @@ class Routing:
 
     num_experts: int
     batch_shape: tuple[int, ...]
-    logits: Tensor
-    scores: Tensor
-    selection_scores: Tensor
-    ranking: Tensor
+    readings: Readings
     expert_index: Tensor
     weights: Tensor
     selected_index: Tensor
     token_mask: Tensor | None = None
-    noisy_logits: Tensor | None = None
-    shares: Tensor | None = None
     noise_scale: Tensor | None = None
     slots: SlotMixture | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """``[T, E]`` float32 (float64 stays float64), clean: before any noise; the rows of masked tokens are 0."""
+        return self.readings.logits
+
+    @property
+    def scores(self) -> Tensor:
+        """``[T, E]``, the unbiased scores after noise; differentiable. Computed when first read."""
+        return self.readings.scores
+
+    @property
+    def selection_scores(self) -> Tensor:
+        """``[T, E]``, detached: the scores, or the logits for a softmax after the selection, plus the bias."""
+        return self.readings.selection_scores
+
+    @property
+    def ranking(self) -> Tensor:
+        """``[T, E]``, detached, what the selection ordered by: the logits when the score is monotone and there is no
+        bias, otherwise the selection scores."""
+        return self.readings.ranking
+
+    @property
+    def noisy_logits(self) -> Tensor | None:
+        """``[T, E]``, the logits after noise; None when nothing was drawn."""
+        return self.readings.noisy_logits
+
+    @property
+    def shares(self) -> Tensor | None:
+        """``[T, E]``, what ``probabilities`` normalises when the scores themselves can't be (identity scores, which
+        may be negative); None when it is the scores."""
+        return self.readings.shares
 
     @property
     def num_tokens(self) -> int:
@@ -125,7 +145,7 @@ class Routing:
     def real_tokens(self) -> Tensor:
         """Scalar int64 tensor: the number of tokens that are not masked."""
         if self.token_mask is None:
-            return torch.tensor(self.num_tokens, device=self.logits.device)
+            return torch.tensor(self.num_tokens, device=self.expert_index.device)
         return self.token_mask.sum()
 
     @property
@@ -170,7 +190,7 @@ class Routing:
                 name: change(value) for name, value in vars(slots).items() if isinstance(value, Tensor)
             }
             slots = replace(slots, **parts)
-        return replace(self, **changed, slots=slots)
+        return replace(self, **changed, slots=slots, readings=self.readings.each(change))
 
     def with_assignment(self, expert_index: Tensor, weights: Tensor) -> "Routing":
         """This routing with other assignments (``[T, K]`` each); what had been selected stays on record."""

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from moegate.arguments import as_generator, check_logits, flat_mask, flat_token_ids, like_logits, per_expert
 from moegate.capacity import Capacity, keep_within, reroute
+from moegate.fusion import Fused, operator_of
+from moegate.ops.topk_gate import topk_gate
 from moegate.parts import Part
+from moegate.readings import ComputedReadings, DeferredReadings, wide_logits
 from moegate.records import EMPTY, Routing
 from moegate.rule import RoutingRule
 from moegate.scoring import Constant, SoftmaxSelected, gather_slots
@@ -62,25 +65,23 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     if isinstance(rule.selection, SoftSlots) and not (bias is None and expert_scale is None):
         raise ValueError("Soft routing mixes by its logits alone: leave bias and expert_scale None.")
     batch_shape = tuple(logits.shape[:-1])
+    source_TE = logits if logits.ndim == 2 else logits.reshape(math.prod(batch_shape), logits.shape[-1])
     mask_T = flat_mask(token_mask, batch_shape, logits)
-    logits_TE = _flat_logits(logits, mask_T)
     generator = as_generator(generator, logits.device)
-    scale_TE = like_logits("noise_scale", noise_scale, logits_TE, batch_shape)
-    noisy_TE = logits_TE
+    scale_TE = like_logits("noise_scale", noise_scale, source_TE, batch_shape)
+    noisy_TE = None
     if training and rule.noise is not None:
-        scale_TE = rule.noise.standard_deviation(logits_TE, scale_TE)
-        noisy_TE = rule.noise.on_logits(logits_TE, scale_TE, generator)
-    scores_TE = rule.score.scores(noisy_TE)
-    bias_E = per_expert("bias", bias, num_experts, logits_TE)
-    selection_scores_TE, ranking_TE = _rankings(rule, noisy_TE, scores_TE, bias_E)
+        clean_TE = wide_logits(source_TE, mask_T)
+        scale_TE = rule.noise.standard_deviation(clean_TE, scale_TE)
+        noisy_TE = rule.noise.on_logits(clean_TE, scale_TE, generator)
+        noisy_TE = None if noisy_TE is clean_TE else noisy_TE
+    bias_E = per_expert("bias", bias, num_experts, source_TE)
     candidates = Candidates(
-        clean_logits=logits_TE,
+        num_experts=num_experts,
+        readings=DeferredReadings(
+            source_TE, mask_T, noisy_TE, rule.score, bias_E, rule.rank_by, torch.is_grad_enabled()
+        ),
         noise_scale=scale_TE,
-        logits=noisy_TE,
-        scores=scores_TE,
-        shares=rule.score.shares(noisy_TE, scores_TE),
-        selection_scores=selection_scores_TE,
-        ranking=ranking_TE,
         token_mask=mask_T,
         batch_shape=batch_shape,
         training=training,
@@ -88,13 +89,45 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         token_ids=flat_token_ids(token_ids, batch_shape, logits),
         hash_table=hash_table,
     )
+    expert_scale_E = per_expert("expert_scale", expert_scale, num_experts, source_TE)
+    operator = operator_of(rule, training and rule.estimator is not None)
+    # A gradient of float64 logits is one of research, in any order and by any transform: composed, it has them all.
+    if isinstance(operator, Fused) and logits.dtype != torch.float64:
+        return _fused(operator, rule, candidates, expert_scale_E)
+    return _composed(rule, candidates, expert_scale_E)
+
+
+def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None) -> Routing:
+    """Scores, selection and weights in one pass over the logits."""
+    readings = candidates.readings
+    assert isinstance(readings, DeferredReadings)
+    gated = topk_gate(
+        readings.source if readings.noisy_logits is None else readings.noisy_logits,
+        bias_E=readings.bias,
+        token_mask_T=candidates.token_mask,
+        **vars(operator),
+    )
+    weights_TK = gated.weights
+    if expert_scale_E is not None:
+        weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, gated.index)
+    routing = _routing(candidates, gated.index, gated.index, weights_TK)
+    return routing if rule.capacity is None else _without_overflow(routing, rule.capacity, candidates)
+
+
+def _composed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None) -> Routing:
+    """Score, selection and weights by the parts of the rule, one after the other."""
     selected = rule.selection.select(candidates)
+    mask_T = candidates.token_mask
     index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
     if selected.slots is not None and selected.weights is not None:
         return _soft_routing(candidates, selected, index_TK)
-    assign = _assignment(rule, candidates, per_expert("expert_scale", expert_scale, num_experts, logits_TE))
-    routing = _sparse_routing(candidates, index_TK, assign)
-    return routing if rule.capacity is None else _limited(routing, rule.capacity, (candidates, selected), assign)
+    assign = _assignment(rule, candidates, expert_scale_E)
+    routing = _routing(candidates, index_TK, *assign(index_TK))
+    if rule.capacity is None:
+        return routing
+    if rule.capacity.overflow == "drop":
+        return _without_overflow(routing, rule.capacity, candidates)
+    return _rerouted(routing, rule.capacity, (candidates, selected), assign)
 
 
 def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
@@ -106,23 +139,6 @@ def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
     if training or logits.requires_grad:
         _warn_of_lost_gradient(rule)
     return num_experts
-
-
-def _flat_logits(logits: Tensor, mask_T: Tensor | None) -> Tensor:
-    """``[T, E]`` in float32 or float64. Masked rows become 0: whatever padding holds must not reach a gradient."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    logits_TE = wide.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).contiguous()
-    return logits_TE if mask_T is None else logits_TE.masked_fill(~mask_T[:, None], 0.0)
-
-
-def _rankings(rule: RoutingRule, noisy_TE: Tensor, scores_TE: Tensor, bias_E: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What a threshold or a sum of scores looks at, and what experts are ordered by."""
-    selection_scores_TE = rule.score.selection_scores(noisy_TE, scores_TE).detach()
-    if bias_E is not None:
-        biased_TE = selection_scores_TE + bias_E.detach()
-        return biased_TE, biased_TE
-    by_logits = rule.rank_by == "logits" and rule.score.monotone
-    return selection_scores_TE, noisy_TE.detach() if by_logits else selection_scores_TE
 
 
 Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -139,8 +155,7 @@ def _assignment(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tenso
                 candidates.logits, candidates.scores, index_TK, weights_TK, rule.weighting
             )
         if expert_scale_E is not None:
-            scale_TE = expert_scale_E.expand_as(candidates.scores)
-            weights_TK = weights_TK * gather_slots(scale_TE, index_TK, fill=0.0)
+            weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, index_TK)
         # A score may look sound although a logit of its row is NaN; the weights must not.
         spoiled_T1 = candidates.logits.isnan().any(dim=-1, keepdim=True)
         return index_TK, weights_TK.masked_fill(spoiled_T1, float("nan")).masked_fill(index_TK < 0, 0.0)
@@ -148,21 +163,20 @@ def _assignment(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tenso
     return assign
 
 
-def _sparse_routing(candidates: Candidates, index_TK: Tensor, assign: Assignment) -> Routing:
-    expert_index_TK, weights_TK = assign(index_TK)
+def _scaled_by_expert(weights_TK: Tensor, expert_scale_E: Tensor, index_TK: Tensor) -> Tensor:
+    scale_TE = expert_scale_E.expand(index_TK.shape[0], expert_scale_E.shape[0])
+    return weights_TK * gather_slots(scale_TE, index_TK, fill=0.0)
+
+
+def _routing(candidates: Candidates, selected_TK: Tensor, expert_index_TK: Tensor, weights_TK: Tensor) -> Routing:
     return Routing(
-        num_experts=candidates.scores.shape[1],
+        num_experts=candidates.num_experts,
         batch_shape=candidates.batch_shape,
-        logits=candidates.clean_logits,
-        scores=candidates.scores,
-        selection_scores=candidates.selection_scores,
-        ranking=candidates.ranking,
+        readings=candidates.readings,
         expert_index=expert_index_TK,
         weights=weights_TK,
-        selected_index=index_TK,
+        selected_index=selected_TK,
         token_mask=candidates.token_mask,
-        noisy_logits=None if candidates.logits is candidates.clean_logits else candidates.logits,
-        shares=None if candidates.shares is candidates.scores else candidates.shares,
         noise_scale=candidates.noise_scale,
     )
 
@@ -170,35 +184,43 @@ def _sparse_routing(candidates: Candidates, index_TK: Tensor, assign: Assignment
 def _soft_routing(candidates: Candidates, selected: Selected, index_TE: Tensor) -> Routing:
     assert selected.weights is not None
     ranking_TE = selected.weights.detach()
+    readings = candidates.readings
     return Routing(
         num_experts=index_TE.shape[1],
         batch_shape=candidates.batch_shape,
-        logits=candidates.clean_logits,
-        scores=selected.weights,
-        selection_scores=ranking_TE,
-        ranking=ranking_TE,
+        readings=ComputedReadings(
+            readings.logits, selected.weights, ranking_TE, ranking_TE, noisy_logits=readings.noisy_logits
+        ),
         expert_index=index_TE,
         weights=selected.weights,
         selected_index=index_TE,
         token_mask=candidates.token_mask,
-        noisy_logits=None if candidates.logits is candidates.clean_logits else candidates.logits,
         slots=selected.slots,
     )
 
 
-def _limited(routing: Routing, capacity: Capacity, choice: tuple[Candidates, Selected], assign: Assignment) -> Routing:
-    """The routing after a capacity: assignments without a place are dropped, or go elsewhere."""
-    candidates, selected = choice
+def _within(routing: Routing, capacity: Capacity, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+    """Which slots find a place, the order in which they were asked, and the places of an expert."""
     index_TK = routing.expert_index
     # Assignments are real tokens times k, and the same count serves routers whose k differs from token to token.
     limit = capacity.limit_of_assignments((index_TK >= 0).sum(), routing.num_experts)
     order_N = capacity.assignment_order(routing, candidates.training, candidates.generator)
-    kept_TK = keep_within(index_TK, order_N, limit.expand(routing.num_experts))
-    if capacity.overflow == "drop":
-        dropped_TK = ~kept_TK
-        return routing.with_assignment(
-            index_TK.masked_fill(dropped_TK, EMPTY), routing.weights.masked_fill(dropped_TK, 0.0)
-        )
+    return keep_within(index_TK, order_N, limit.expand(routing.num_experts)), order_N, limit
+
+
+def _without_overflow(routing: Routing, capacity: Capacity, candidates: Candidates) -> Routing:
+    """The routing without the assignments that find no place."""
+    dropped_TK = ~_within(routing, capacity, candidates)[0]
+    return routing.with_assignment(
+        routing.expert_index.masked_fill(dropped_TK, EMPTY), routing.weights.masked_fill(dropped_TK, 0.0)
+    )
+
+
+def _rerouted(routing: Routing, capacity: Capacity, choice: tuple[Candidates, Selected], assign: Assignment) -> Routing:
+    """The routing in which assignments without a place go to the next best expert that has one."""
+    candidates, selected = choice
+    index_TK = routing.expert_index
+    kept_TK, order_N, limit = _within(routing, capacity, candidates)
     # An expert that the selection ruled out, or that -inf masks, is no way out either.
     excluded_TE = routing.ranking == float("-inf")
     if selected.excluded is not None:

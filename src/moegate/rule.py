@@ -67,6 +67,13 @@ class RoutingRule:
         if isinstance(self.estimator, Relaxed):
             self._check_relaxed()
 
+    def __hash__(self) -> int:
+        # Kept, because each call of route() looks its rule up in a table.
+        if "_hash" not in vars(self):
+            object.__setattr__(self, "_hash", hash(tuple(getattr(self, field.name) for field in fields(self))))
+        kept: int = vars(self)["_hash"]
+        return kept
+
     def _check_soft(self) -> None:
         """A soft routing has its own softmaxes; a part that would be ignored is refused."""
         for name in ("score", "weighting", "estimator"):

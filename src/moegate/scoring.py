@@ -1,8 +1,10 @@
 """Scores: how a logit becomes the number that weights are made of.
 
-Every function here uses ``exp`` and ``log1p`` only, in forms whose bits do not depend on where an element lies in
-its tensor. (``torch.sigmoid`` and ``torch.nn.functional.softplus`` round the last elements of a chunk
-differently on CPU, so that a row's score would depend on the batch around it.)
+``scores`` is the differentiable formula; ``selection_scores`` is the same in the portable arithmetic of
+``moegate.ops.portable``, for an order that no device changes. Every function here uses ``exp`` and ``log1p`` only, in
+forms whose bits do not depend on where an element lies in its tensor. (``torch.sigmoid`` and
+``torch.nn.functional.softplus`` round the last elements of a chunk differently on CPU, so that a row's score would
+depend on the batch around it.)
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from moegate.ops.portable import portable_sigmoid, portable_softmax, portable_sqrt_softplus
 from moegate.parts import Part, family_of
 
 
@@ -32,9 +35,9 @@ class Score(Part):
         """``[T, E]`` non-negative numbers that make a token's probabilities when divided by their sum."""
         return scores_TE
 
-    def selection_scores(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
-        """``[T, E]``: what a selection bias is added to."""
-        return scores_TE
+    def selection_scores(self, logits_TE: Tensor) -> Tensor:
+        """``[T, E]``, without a gradient: what a selection bias is added to, in bits that every device gives."""
+        return self.scores(logits_TE)
 
     def weights(self, logits_TE: Tensor, scores_TE: Tensor, index_TK: Tensor) -> Tensor:
         """``[T, K]`` raw weights of the chosen experts; those of empty slots (``-1``) are 0."""
@@ -56,6 +59,9 @@ class Softmax(Score):
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE.softmax(dim=-1)
 
+    def selection_scores(self, logits_TE: Tensor) -> Tensor:
+        return portable_softmax(logits_TE)
+
 
 @dataclass(frozen=True, repr=False)
 class SoftmaxSelected(Score):
@@ -75,7 +81,7 @@ class SoftmaxSelected(Score):
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE.softmax(dim=-1)
 
-    def selection_scores(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
+    def selection_scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE
 
     def weights(self, logits_TE: Tensor, scores_TE: Tensor, index_TK: Tensor) -> Tensor:
@@ -103,6 +109,9 @@ class Sigmoid(Score):
         numerator_TE = torch.minimum(logits_TE, logits_TE.new_zeros(())).exp()
         return numerator_TE / (1.0 + (-logits_TE.abs()).exp())
 
+    def selection_scores(self, logits_TE: Tensor) -> Tensor:
+        return portable_sigmoid(logits_TE)
+
 
 @dataclass(frozen=True, repr=False)
 class SqrtSoftplus(Score):
@@ -126,6 +135,9 @@ class SqrtSoftplus(Score):
         # Outside the tail its exponential could overflow, and an infinite branch not taken still spoils the gradient.
         tail_TE = logits_TE.masked_fill(~in_tail_TE, 0.0)
         return torch.where(in_tail_TE, (tail_TE / 2).exp(), softplus_TE.sqrt())
+
+    def selection_scores(self, logits_TE: Tensor) -> Tensor:
+        return portable_sqrt_softplus(logits_TE)
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 from moegate.parts import Part
+from moegate.readings import Readings
 from moegate.records import SlotMixture
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All that a selection may look at.
+    """All that a selection may look at. The dense values are computed when they are first looked at.
 
     Attributes:
-        clean_logits: ``[T, E]`` before noise.
+        num_experts: ``E``.
+        readings: the dense values, under the names of the properties below.
         noise_scale: ``[T, E]``, the standard deviation of the noise where it has one, or None.
-        logits: ``[T, E]`` after noise.
-        scores: ``[T, E]`` unbiased.
-        shares: ``[T, E]``, what a token's probabilities are made of when divided by their sum; mostly the scores.
-        selection_scores: ``[T, E]`` scores (or logits, for a softmax after the selection) plus the bias.
-        ranking: ``[T, E]`` what to order by: the logits where the score is monotone and there is no bias,
-            otherwise the selection scores.
         token_mask: ``[T]`` bool, True for a real token, or None.
         batch_shape: the leading shape of the logits; tokens of the last of these dimensions form a sequence.
         training: whether anything may be drawn.
@@ -30,19 +26,48 @@ class Candidates:
         hash_table: ``[V, K]`` int64, or None.
     """
 
-    clean_logits: Tensor
+    num_experts: int
+    readings: Readings
     noise_scale: Tensor | None
-    logits: Tensor
-    scores: Tensor
-    shares: Tensor
-    selection_scores: Tensor
-    ranking: Tensor
     token_mask: Tensor | None
     batch_shape: tuple[int, ...]
     training: bool
     generator: torch.Generator | None
     token_ids: Tensor | None
     hash_table: Tensor | None
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """``[T, E]`` before noise."""
+        return self.readings.logits
+
+    @property
+    def logits(self) -> Tensor:
+        """``[T, E]`` after noise."""
+        noisy_TE = self.readings.noisy_logits
+        return self.readings.logits if noisy_TE is None else noisy_TE
+
+    @property
+    def scores(self) -> Tensor:
+        """``[T, E]`` unbiased."""
+        return self.readings.scores
+
+    @property
+    def shares(self) -> Tensor:
+        """``[T, E]``, what a token's probabilities are made of when divided by their sum; mostly the scores."""
+        shares_TE = self.readings.shares
+        return self.readings.scores if shares_TE is None else shares_TE
+
+    @property
+    def selection_scores(self) -> Tensor:
+        """``[T, E]`` scores (or logits, for a softmax after the selection) plus the bias."""
+        return self.readings.selection_scores
+
+    @property
+    def ranking(self) -> Tensor:
+        """``[T, E]`` what to order by: the logits where the score is monotone and there is no bias, else the
+        selection scores."""
+        return self.readings.ranking
 
     @property
     def num_segments(self) -> int:

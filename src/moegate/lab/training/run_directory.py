@@ -14,6 +14,7 @@ import torch
 
 from moegate.lab.training.checkpoint import write_whole
 from moegate.lab.training.config import TrainConfig
+from moegate.ops.library import KERNELS
 
 SCHEMA = 1
 
@@ -106,7 +107,9 @@ class RunDirectory:
         """Warn if the run goes on with another version of PyTorch or number of threads: sums may then round anew."""
         before, here = self.read_description()["software"], software()
         changed = [
-            f"{name} {before[name]} → {here[name]}" for name in ("torch", "threads") if before[name] != here[name]
+            f"{name} {before.get(name)} → {here[name]}"
+            for name in ("torch", "threads", "kernels")
+            if before.get(name) != here[name]
         ]
         if changed:
             warnings.warn(
@@ -160,7 +163,7 @@ def software() -> dict[str, Any]:
 
     Example:
         >>> sorted(software())
-        ['moegate', 'platform', 'processor', 'python', 'threads', 'torch']
+        ['kernels', 'moegate', 'platform', 'processor', 'python', 'threads', 'torch']
     """
     try:
         own = version("moegate")
@@ -173,6 +176,7 @@ def software() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "kernels": KERNELS.reason if KERNELS.loaded else "references",
     }
 
 

@@ -1,6 +1,5 @@
 """How a gate's rule travels to the operators: a few numbers, and one integer whose bits are its choices."""
 
-import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -139,5 +138,5 @@ def _check_numbers(eps: float, scale: float) -> None:
             raise TypeError(f"{name} must be a number, got {value!r}.")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative or NaN, got {eps}.")
-    if math.isnan(scale):
+    if not (scale >= 0 or scale < 0):  # a compiler may hold the number as a symbol, which math.isnan does not take
         raise ValueError("scale must be a number, got NaN.")

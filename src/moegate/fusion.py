@@ -1,0 +1,81 @@
+"""Which rules the fused gate serves: from a rule to a call of the operator ``topk_gate``, or to the reason why not.
+
+Everything else is composed of the parts of the rule, one after the other.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from moegate.rule import RoutingRule
+from moegate.scoring import Identity, ReLU, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
+from moegate.selection import GroupedTopK, TopK
+
+_SCORES = (Softmax, SoftmaxSelected, Sigmoid, SqrtSoftplus, Identity, ReLU)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The call of ``topk_gate`` that routes by a rule; the fields are the operator's arguments."""
+
+    top_k: int
+    score: str
+    num_groups: int
+    groups_kept: int
+    group_score: str
+    renormalize: bool
+    eps: float
+    scale: float
+    rank_by: str
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Why a rule is composed of its parts."""
+
+    reason: str
+
+
+def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
+    """The call of the fused gate for a rule, or the reason why the rule is composed.
+
+    Noise is drawn before the gate and a capacity that drops comes after it, so neither keeps a rule from being fused.
+
+    Example:
+        >>> import moegate
+        >>> match(moegate.recipes.deepseek_v3()).score
+        'sigmoid'
+        >>> match(moegate.recipes.top_p())
+        Composed(reason='TopP has no kernel')
+    """
+    selection = rule.selection
+    if type(rule.score) not in _SCORES:
+        return Composed(f"{type(rule.score).__name__} scores have no kernel")
+    if training and rule.estimator is not None:
+        return Composed(f"{type(rule.estimator).__name__} estimates a gradient through the selection")
+    if rule.capacity is not None and rule.capacity.overflow != "drop":
+        return Composed("a capacity that reroutes weighs its experts anew")
+    if type(selection) is TopK:
+        groups = (1, 1, "max")
+    elif type(selection) is GroupedTopK:
+        groups = (selection.num_groups, selection.groups_kept, selection.group_score)
+    else:
+        return Composed(f"{type(selection).__name__} has no kernel")
+    return Fused(
+        selection.top_k,
+        rule.score.kind,
+        *groups,
+        renormalize=rule.weighting.renormalize,
+        eps=rule.weighting.eps,
+        scale=rule.weighting.scale,
+        rank_by=rule.rank_by,
+    )
+
+
+def operator_of(rule: RoutingRule, training: bool) -> Fused | Composed:
+    """``match``, remembered; a compiler traces the function itself and remembers by its own means."""
+    return match(rule, training) if torch.compiler.is_compiling() else _remembered(rule, training)
+
+
+_remembered = lru_cache(maxsize=1024)(match)

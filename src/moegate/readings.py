@@ -1,0 +1,157 @@
+"""What a router looked at: the dense ``[T, E]`` values behind a routing, computed at once or when first read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from moegate.scoring import Score
+
+
+class Readings(Protocol):
+    """The dense values that losses, balancers and metrics read; ``Routing`` describes each."""
+
+    @property
+    def logits(self) -> Tensor: ...
+    @property
+    def scores(self) -> Tensor: ...
+    @property
+    def selection_scores(self) -> Tensor: ...
+    @property
+    def ranking(self) -> Tensor: ...
+    @property
+    def noisy_logits(self) -> Tensor | None: ...
+    @property
+    def shares(self) -> Tensor | None: ...
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Readings":
+        """The same readings with every tensor changed."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedReadings:
+    """Readings that the selection needed anyway."""
+
+    logits: Tensor
+    scores: Tensor
+    selection_scores: Tensor
+    ranking: Tensor
+    noisy_logits: Tensor | None = None
+    shares: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ComputedReadings":
+        """The same readings with every tensor changed."""
+        return _each_tensor(self, change)
+
+
+Value = TypeVar("Value")
+
+
+class once(Generic[Value]):
+    """A property that is computed when it is first read and kept in the object.
+
+    ``functools.cached_property`` holds a lock up to Python 3.11, which ``torch.compile`` can't trace. A compiler
+    computes the value at every reading and merges the computations itself.
+    """
+
+    def __init__(self, compute: Callable[[Any], Value]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, record: Any, owner: type | None = None) -> Value:
+        value = self.compute(record)
+        if not torch.compiler.is_compiling():
+            record.__dict__[self.compute.__name__] = value
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredReadings:
+    """Readings that a fused gate did not need: each is computed when it is first read, and then kept.
+
+    Attributes:
+        source: ``[T, E]``, the logits as they were passed, in any type.
+        token_mask: ``[T]`` bool, or None.
+        noisy_logits: ``[T, E]`` after noise; None when nothing was drawn.
+        score: the rule's score.
+        bias: ``[E]`` float32, or None.
+        rank_by: the rule's ``rank_by``.
+        with_gradient: whether gradients were recorded when the routing was made; they are then recorded for what is
+            computed later, wherever it is read.
+    """
+
+    source: Tensor
+    token_mask: Tensor | None
+    noisy_logits: Tensor | None
+    score: Score
+    bias: Tensor | None
+    rank_by: str
+    with_gradient: bool
+
+    @once
+    def logits(self) -> Tensor:
+        """The clean logits, in float32 (float64 stays), those of masked tokens 0."""
+        with torch.set_grad_enabled(self.with_gradient):
+            return wide_logits(self.source, self.token_mask)
+
+    @once
+    def scores(self) -> Tensor:
+        """The unbiased scores."""
+        with torch.set_grad_enabled(self.with_gradient):
+            return self.score.scores(self._seen)
+
+    @once
+    def shares(self) -> Tensor | None:
+        """What probabilities are made of, where the scores can't be."""
+        with torch.set_grad_enabled(self.with_gradient):
+            shares_TE = self.score.shares(self._seen, self.scores)
+            return None if shares_TE is self.scores else shares_TE
+
+    @once
+    def selection_scores(self) -> Tensor:
+        """Scores plus bias."""
+        return biased_scores(self.score, self._seen, self.bias)
+
+    @once
+    def ranking(self) -> Tensor:
+        """What the experts were ordered by."""
+        if ranks_by_logits(self.score, self.bias, self.rank_by):
+            return self._seen.detach()
+        return self.selection_scores
+
+    @property
+    def _seen(self) -> Tensor:
+        return self.logits if self.noisy_logits is None else self.noisy_logits
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "DeferredReadings":
+        """The same readings with every tensor changed; what was computed already is computed anew if it is read."""
+        changed = _each_tensor(self, change)
+        return changed if changed.source.requires_grad else replace(changed, with_gradient=False)
+
+
+def wide_logits(logits_TE: Tensor, token_mask_T: Tensor | None) -> Tensor:
+    """``[T, E]`` in float32 or float64. Masked rows become 0: whatever padding holds must not reach a gradient."""
+    wide_TE = (logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()).contiguous()
+    return wide_TE if token_mask_T is None else wide_TE.masked_fill(~token_mask_T[:, None], 0.0)
+
+
+def biased_scores(score: Score, logits_TE: Tensor, bias_E: Tensor | None) -> Tensor:
+    """What a threshold or a sum of scores looks at: the selection scores, plus the bias."""
+    selection_scores_TE = score.selection_scores(logits_TE.detach())
+    return selection_scores_TE if bias_E is None else selection_scores_TE + bias_E.detach()
+
+
+def ranks_by_logits(score: Score, bias: Tensor | None, rank_by: str) -> bool:
+    """Whether experts are ordered by their logits, which do not saturate as scores do."""
+    return bias is None and rank_by == "logits" and score.monotone
+
+
+Record = TypeVar("Record", ComputedReadings, DeferredReadings)
+
+
+def _each_tensor(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(record, **changed)
