@@ -138,9 +138,7 @@ def check_all(implementation: str, size: str, dtype: torch.dtype, view: str = "a
         assert equal(
             call(implementation, "permute", seen(hidden), *ways, factor), expected_rows(hidden, places, factor)
         )
-        assert equal(
-            call(implementation, "combine", seen(rows), *ways, factor), expected_tokens(rows, places, factor)
-        )
+        assert equal(call(implementation, "combine", seen(rows), *ways, factor), expected_tokens(rows, places, factor))
     check_dots(call(implementation, "row_dots", seen(rows), seen(hidden), *ways), rows, hidden, places)
     grad_rows, dots = call(implementation, "combine_backward", seen(hidden), seen(rows), *ways, weights)
     assert equal(grad_rows, expected_rows(hidden, places, weights))
