@@ -154,8 +154,9 @@ def test_function_transforms(name: str) -> None:
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(loss(*duals)).tangent, along)
 
 
-@every_places
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("options", "dtype"), [(PLACES["padded"], torch.float32), (PLACES["dropped"], torch.bfloat16)], ids=str
+)
 def test_the_registration_is_sound(options: dict[str, Any], dtype: torch.dtype) -> None:
     places = drawn(options)
     ways = places.slot, places.inverse
