@@ -15,10 +15,11 @@ struct Product {
   int64_t left_step; // bytes from a step's unit to the next step's
   const char* right;
   int64_t right_step; // bytes likewise
+  int64_t steps;
   float* result;
   int64_t result_row; // elements
-  int64_t steps;
-  bool fresh; // nothing is there yet to add to
+  bool fresh;         // nothing is there yet to add to
+  bool stream;        // what is written is complete, and goes past the caches
 };
 
 template <class Mode, int rows, int vectors>
@@ -55,7 +56,8 @@ inline void multiply_tile(const Product& product) {
   for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) {
-      sums[row][vector].store(product.result + row * product.result_row + vector * Vector::size);
+      float* to = product.result + row * product.result_row + vector * Vector::size;
+      product.stream ? sums[row][vector].stream(to) : sums[row][vector].store(to);
     }
   }
 }

@@ -21,6 +21,7 @@ struct Vector {
   static Vector load(const void* from) { return {_mm512_loadu_ps(from)}; }
   static Vector same(const float* from) { return {_mm512_set1_ps(*from)}; }
   void store(float* to) const { _mm512_storeu_ps(to, value); }
+  void stream(float* to) const { _mm512_stream_ps(to, value); } // past the caches; to a multiple of 64 bytes
   void add_product(Vector left, Vector right) { value = _mm512_fmadd_ps(left.value, right.value, value); }
 };
 constexpr int kTileRows = 6;
@@ -35,6 +36,7 @@ struct Vector {
   static Vector load(const void* from) { return {_mm256_loadu_ps(static_cast<const float*>(from))}; }
   static Vector same(const float* from) { return {_mm256_broadcast_ss(from)}; }
   void store(float* to) const { _mm256_storeu_ps(to, value); }
+  void stream(float* to) const { _mm256_stream_ps(to, value); } // past the caches; to a multiple of 32 bytes
   void add_product(Vector left, Vector right) { value = _mm256_fmadd_ps(left.value, right.value, value); }
 };
 constexpr int kTileRows = 6;
@@ -53,6 +55,7 @@ struct Vector {
   }
   static Vector same(const float* from) { return {{*from, *from, *from, *from}}; }
   void store(float* to) const { std::memcpy(to, value, sizeof value); }
+  void stream(float* to) const { store(to); }
   void add_product(Vector left, Vector right) {
     for (int lane = 0; lane < 4; ++lane) value[lane] += left.value[lane] * right.value[lane];
   }
@@ -61,6 +64,13 @@ constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
 
 #endif
+
+// After the last streamed value of a task, so that other threads see all of them.
+inline void finish_streams() {
+#if !MOEGATE_ISA_scalar
+  _mm_sfence();
+#endif
+}
 
 constexpr int64_t kTileColumns = kTileVectors * Vector::size;
 

@@ -26,6 +26,14 @@ struct Matrix {
   int64_t row; // elements from row to row
 };
 
+// Where a product goes: the scratch memory, or a matrix of float32 itself.
+struct Result {
+  float* values;
+  int64_t row;
+  bool fresh = true;
+  bool stream = false;
+};
+
 template <class Value>
 struct ModeOf {
   using type = Singles;
@@ -83,15 +91,17 @@ void copy_left(Pairs, Matrix<uint16_t> left, int64_t from, int64_t depth, int64_
 // result = left [rows, depth] . right [depth, columns], the reduction along the rows of `left`.
 template <class Value>
 void multiply(
-    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch) {
+    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch,
+    Result result) {
   using Mode = typename ModeOf<Value>::type;
   const bool in_place = sizeof(Value) * Mode::values == 4 && depth % Mode::values == 0;
   Product product{};
   product.left_step = 4;
   product.right = scratch.right;
   product.right_step = 4 * kTileColumns;
-  product.result = scratch.result;
-  product.result_row = whole_vectors(columns);
+  product.result = result.values;
+  product.result_row = result.row;
+  product.stream = result.stream && depth <= kBackwardDepth;
   for (int64_t from = 0; from < depth; from += kBackwardDepth) {
     const int64_t taken = smaller(kBackwardDepth, depth - from);
     pack_right<Mode>(right, from, taken, columns, scratch.right);
@@ -99,7 +109,7 @@ void multiply(
     product.left = in_place ? reinterpret_cast<const char*>(left.values + from) : scratch.left;
     product.left_row = in_place ? left.row * static_cast<int64_t>(sizeof(Value)) : 4 * kBackwardDepth;
     product.steps = (taken + Mode::values - 1) / Mode::values;
-    product.fresh = from == 0;
+    product.fresh = result.fresh && from == 0;
     multiply_block<Mode>(product, rows, columns);
   }
 }
@@ -107,7 +117,8 @@ void multiply(
 // result = left^T [rows, depth] . right [depth, columns], the reduction down the columns of both.
 template <class Value>
 void multiply_transposed(
-    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch) {
+    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch,
+    Result result) {
   using Mode = typename ModeOf<Value>::type;
   Product product{};
   product.left = scratch.left;
@@ -115,8 +126,9 @@ void multiply_transposed(
   product.left_step = 4 * whole_vectors(rows);
   product.right = scratch.right;
   product.right_step = 4 * kTileColumns;
-  product.result = scratch.result;
-  product.result_row = whole_vectors(columns);
+  product.result = result.values;
+  product.result_row = result.row;
+  product.stream = result.stream && depth <= kBackwardDepth;
   for (int64_t from = 0; from < depth; from += kBackwardDepth) {
     const int64_t taken = smaller(kBackwardDepth, depth - from);
     pack_right<Mode>(right, from, taken, columns, scratch.right);
@@ -124,7 +136,7 @@ void multiply_transposed(
         Mode{}, left.values + from * left.row, left.row, taken, rows,
         reinterpret_cast<typename Mode::Unit*>(scratch.left), whole_vectors(rows));
     product.steps = (taken + Mode::values - 1) / Mode::values;
-    product.fresh = from == 0;
+    product.fresh = result.fresh && from == 0;
     multiply_block<Mode>(product, rows, columns);
   }
 }
@@ -144,18 +156,19 @@ void add(const float* from, uint16_t* to, int64_t count) {
 // One row of `count` columns of the gradient of the inner values: through the activation, into the two matrices that
 // the other steps read.
 template <class Value>
-void finish_inner(const BackwardArguments& a, int64_t row, int64_t column, float* grad, int64_t count) {
+void finish_inner(
+    const BackwardArguments& a, int64_t row, int64_t to_row, int64_t column, float* grad, int64_t count) {
   float pre[kBackwardTaskColumns] = {}, up[kBackwardTaskColumns] = {};
   float inner[kBackwardTaskColumns], grad_gate[kBackwardTaskColumns];
-  const int64_t at = row * a.pre_width + column;
+  const Value* pre_at = static_cast<const Value*>(a.pre) + row * a.pre_width + column;
   const bool gated = is_gated(a.activation);
-  read(static_cast<const Value*>(a.pre) + at, pre, count);
-  if (gated) read(static_cast<const Value*>(a.pre) + at + a.width, up, count);
+  read(pre_at, pre, count);
+  if (gated) read(pre_at + a.width, up, count);
   activation_backward(a.activation, pre, up, grad, inner, grad_gate, count);
-  Value* grad_pre = static_cast<Value*>(a.grad_pre) + at;
+  Value* grad_pre = static_cast<Value*>(a.grad_pre) + to_row * a.pre_width + column;
   if (gated) write(grad_gate, grad_pre, count);
   write(grad, gated ? grad_pre + a.width : grad_pre, count);
-  write(inner, static_cast<Value*>(a.inner) + row * a.width + column, count);
+  write(inner, static_cast<Value*>(a.inner) + to_row * a.width + column, count);
 }
 
 template <class Value>
@@ -163,54 +176,81 @@ void inner_step(const BackwardArguments& a, const BackwardTask& task, const Scra
   const Matrix<Value> left{static_cast<const Value*>(a.grad_out) + task.first * a.hidden, a.hidden};
   const Matrix<Value> right{static_cast<const Value*>(a.down) + task.expert * a.hidden * a.width + task.left, a.width};
   const int64_t columns = task.right - task.left;
-  multiply(left, right, task.last - task.first, a.hidden, columns, scratch);
+  const Result result{scratch.result, whole_vectors(columns)};
+  multiply(left, right, task.last - task.first, a.hidden, columns, scratch, result);
   for (int64_t row = task.first; row < task.last; ++row) {
     finish_inner<Value>(
-        a, row, task.left, scratch.result + (row - task.first) * whole_vectors(columns), columns);
+        a, row, row - task.start + task.between, task.left, result.values + (row - task.first) * result.row, columns);
   }
 }
+
+bool in_place(int64_t columns, const float*) { return columns % Vector::size == 0; }
+bool in_place(int64_t, const uint16_t*) { return false; }
+float* as_result(float* values) { return values; }
+float* as_result(uint16_t*) { return nullptr; }
 
 template <class Value>
 void grad_rows_step(const BackwardArguments& a, const BackwardTask& task, const Scratch& scratch) {
-  const Matrix<Value> left{static_cast<const Value*>(a.grad_pre) + task.first * a.pre_width, a.pre_width};
+  const int64_t from = task.first - task.start + task.between, columns = task.right - task.left;
+  const Matrix<Value> left{static_cast<const Value*>(a.grad_pre) + from * a.pre_width, a.pre_width};
   const Matrix<Value> right{
       static_cast<const Value*>(a.up) + task.expert * a.pre_width * a.hidden + task.left, a.hidden};
-  const int64_t columns = task.right - task.left;
-  multiply(left, right, task.last - task.first, a.pre_width, columns, scratch);
-  for (int64_t row = task.first; row < task.last; ++row) {
-    write(
-        scratch.result + (row - task.first) * whole_vectors(columns),
-        static_cast<Value*>(a.grad_rows) + row * a.hidden + task.left, columns);
+  Value* to = static_cast<Value*>(a.grad_rows) + task.first * a.hidden + task.left;
+  const bool direct = in_place(columns, to);
+  const Result result = direct ? Result{as_result(to), a.hidden} : Result{scratch.result, whole_vectors(columns)};
+  multiply(left, right, task.last - task.first, a.pre_width, columns, scratch, result);
+  if (direct) return;
+  for (int64_t row = 0; row < task.last - task.first; ++row) {
+    write(result.values + row * result.row, to + row * a.hidden, columns);
   }
 }
 
-template <class Value>
-void write_gradient(
-    const BackwardArguments& a, const BackwardTask& task, const float* result, Value* gradient, int64_t width) {
-  const int64_t columns = task.right - task.left;
-  for (int64_t row = task.first; row < task.last; ++row) {
-    const float* from = result + (row - task.first) * whole_vectors(columns);
-    Value* to = gradient + row * width + task.left;
-    a.accumulate ? add(from, to, columns) : write(from, to, columns);
+// left^T . right over the rows of the expert, into its part [rows, columns] of a gradient whose rows are `width` long.
+template <class Value, class Gradient>
+void gradient_step(
+    const BackwardArguments& a, const BackwardTask& task, Matrix<Value> left, Matrix<Value> right, Gradient* to,
+    const Scratch& scratch) {
+  const int64_t width = right.row, rows = task.last - task.first, columns = task.right - task.left;
+  to += (task.expert * left.row + task.first) * width + task.left;
+  left.values += task.first;
+  right.values += task.left;
+  const bool direct = in_place(columns, to);
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0 && width % 16 == 0;
+  const Result result = direct
+      ? Result{as_result(to), width, !a.accumulate, a.stream && aligned && !a.accumulate}
+      : Result{scratch.result, whole_vectors(columns)};
+  multiply_transposed(left, right, rows, task.end - task.start, columns, scratch, result);
+  if (result.stream) finish_streams();
+  if (direct) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* from = result.values + row * result.row;
+    a.accumulate ? add(from, to + row * width, columns) : write(from, to + row * width, columns);
   }
 }
 
-// left^T . right over the rows of the expert, into its part of a gradient [rows, columns] of the weights.
 template <class Value>
 void gradient_step(
     const BackwardArguments& a, const BackwardTask& task, Matrix<Value> left, Matrix<Value> right, void* gradient,
     const Scratch& scratch) {
-  const int64_t before = task.expert * left.row * right.row;
-  left.values += task.start * left.row + task.first;
-  const int64_t width = right.row;
-  right.values += task.start * right.row + task.left;
-  multiply_transposed(
-      left, right, task.last - task.first, task.end - task.start, task.right - task.left, scratch);
   if (a.single_gradients) {
-    write_gradient(a, task, scratch.result, static_cast<float*>(gradient) + before, width);
+    gradient_step(a, task, left, right, static_cast<float*>(gradient), scratch);
   } else {
-    write_gradient(a, task, scratch.result, static_cast<uint16_t*>(gradient) + before, width);
+    gradient_step(a, task, left, right, static_cast<uint16_t*>(gradient), scratch);
   }
+}
+
+template <class Value>
+void grad_up_step(const BackwardArguments& a, const BackwardTask& task, const Scratch& scratch) {
+  const Matrix<Value> left{static_cast<const Value*>(a.grad_pre) + task.between * a.pre_width, a.pre_width};
+  const Matrix<Value> right{static_cast<const Value*>(a.rows) + task.start * a.hidden, a.hidden};
+  gradient_step(a, task, left, right, a.grad_up, scratch);
+}
+
+template <class Value>
+void grad_down_step(const BackwardArguments& a, const BackwardTask& task, const Scratch& scratch) {
+  const Matrix<Value> left{static_cast<const Value*>(a.grad_out) + task.start * a.hidden, a.hidden};
+  const Matrix<Value> right{static_cast<const Value*>(a.inner) + task.between * a.width, a.width};
+  gradient_step(a, task, left, right, a.grad_down, scratch);
 }
 
 void no_rows_step(const BackwardArguments& a, const BackwardTask& task) {
@@ -225,14 +265,8 @@ void run(const BackwardArguments& a, const BackwardTask& task, const Scratch& sc
   switch (task.step) {
     case BackwardStep::inner: return inner_step<Value>(a, task, scratch);
     case BackwardStep::grad_rows: return grad_rows_step<Value>(a, task, scratch);
-    case BackwardStep::grad_up:
-      return gradient_step<Value>(
-          a, task, {static_cast<const Value*>(a.grad_pre), a.pre_width}, {static_cast<const Value*>(a.rows), a.hidden},
-          a.grad_up, scratch);
-    case BackwardStep::grad_down:
-      return gradient_step<Value>(
-          a, task, {static_cast<const Value*>(a.grad_out), a.hidden}, {static_cast<const Value*>(a.inner), a.width},
-          a.grad_down, scratch);
+    case BackwardStep::grad_up: return grad_up_step<Value>(a, task, scratch);
+    case BackwardStep::grad_down: return grad_down_step<Value>(a, task, scratch);
     case BackwardStep::no_rows: return no_rows_step(a, task);
   }
 }

@@ -29,8 +29,8 @@ struct BackwardArguments {
   const void* pre;      // [R, P], P = 2F when gated, else F
   const void* up;       // [E, P, D]
   const void* down;     // [E, D, F]
-  void* inner;          // [R, F], written and read between the steps
-  void* grad_pre;       // [R, P], likewise
+  void* inner;          // [., F], written and read between the steps
+  void* grad_pre;       // [., P], likewise
   void* grad_rows;      // [R, D]
   void* grad_up;        // [E, P, D]
   void* grad_down;      // [E, D, F]
@@ -41,6 +41,7 @@ struct BackwardArguments {
   bool half;
   bool single_gradients; // the gradients of the weights are float32, whatever the weights are
   bool accumulate;       // they are added to what is there
+  bool stream;           // they are too large to stay in the caches: what is written once goes past them
 };
 
 // `first` to `last` are rows of the routed rows for `inner` and `grad_rows`, and rows of the gradient's matrix for
@@ -49,12 +50,13 @@ struct BackwardTask {
   BackwardStep step;
   int64_t expert;
   int64_t start, end; // the expert's rows
+  int64_t between;    // where they begin in `inner` and `grad_pre`
   int64_t first, last;
   int64_t left, right;
 };
 
 // A task's result is at most this large, so that its operands stay in the second-level cache.
-constexpr int64_t kBackwardTaskRows = 192;
+constexpr int64_t kBackwardTaskRows = 256;
 constexpr int64_t kBackwardTaskColumns = 256;
 // How far along the reduction a block of the operands reaches.
 constexpr int64_t kBackwardDepth = 128;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -14,6 +15,10 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace moegate {
 namespace {
@@ -94,45 +99,87 @@ std::vector<int64_t> checked_starts(const Tensor& offsets, int64_t rows) {
   return starts;
 }
 
-// The tasks in the order they are taken. Those of an expert that read what its `inner` tasks write come one expert
-// later, so that a thread seldom waits for another.
+// An expert that got rows, the place of its rows in `inner` and `grad_pre`, and how many of its tasks aren't finished.
+struct Busy {
+  int64_t expert, start, end, between;
+  std::atomic<int64_t> inner{0}, rest{0};
+};
+
+// The busy experts. Where that saves memory, three of them at a time share the place between the steps in turn.
+class BusyExperts {
+ public:
+  static constexpr int64_t kPlaces = 3;
+
+  explicit BusyExperts(const std::vector<int64_t>& starts) : experts_(starts.size()) {
+    int64_t most = 0;
+    for (size_t expert = 0; expert + 1 < starts.size(); ++expert) {
+      if (starts[expert + 1] == starts[expert]) continue;
+      Busy& busy = experts_[count_++];
+      busy.expert = static_cast<int64_t>(expert);
+      busy.start = starts[expert];
+      busy.end = starts[expert + 1];
+      most = std::max(most, busy.end - busy.start);
+    }
+    shared_ = kPlaces * most < starts.back();
+    rows_ = shared_ ? kPlaces * most : starts.back();
+    for (int64_t at = 0; at < count_; ++at) experts_[at].between = shared_ ? at % kPlaces * most : experts_[at].start;
+  }
+
+  int64_t count() const { return count_; }
+  int64_t rows() const { return rows_; } // that `inner` and `grad_pre` need
+  Busy& operator[](int64_t at) { return experts_[at]; }
+  // Whose place the expert takes over, or null.
+  Busy* before(int64_t at) { return shared_ && at >= kPlaces ? &experts_[at - kPlaces] : nullptr; }
+
+ private:
+  std::vector<Busy> experts_;
+  int64_t count_ = 0, rows_ = 0;
+  bool shared_ = false;
+};
+
+struct Queued {
+  BackwardTask task;
+  std::atomic<int64_t>* waits_for; // until this is 0, or null
+  std::atomic<int64_t>* finishes;  // this goes down by 1, or null
+};
+
+// The tasks in the order they are taken. Those that read what an expert's `inner` tasks write come after the next
+// expert's `inner` tasks, so that a thread seldom waits for another; and as each waits only for tasks before it, some
+// thread can always go on.
 class Tasks {
  public:
-  Tasks(const BackwardArguments& arguments, const std::vector<int64_t>& starts, int64_t threads)
-      : arguments_(arguments), pending_(new std::atomic<int64_t>[starts.size()]()) {
-    const int64_t experts = static_cast<int64_t>(starts.size()) - 1;
-    int64_t busy = 0;
-    for (int64_t expert = 0; expert < experts; ++expert) busy += starts[expert + 1] > starts[expert];
+  Tasks(const BackwardArguments& arguments, BusyExperts& experts, int64_t threads) : arguments_(arguments) {
     // With few experts at work, smaller tasks, so that all threads get some.
-    columns_ = busy >= 8 * threads ? kBackwardTaskColumns : 64;
-    int64_t before = -1;
-    for (int64_t expert = 0; expert < experts; ++expert) {
-      if (starts[expert + 1] == starts[expert]) {
-        if (arguments.grad_up != nullptr && !arguments.accumulate) {
-          tasks_.push_back({BackwardStep::no_rows, expert, 0, 0, 0, 0, 0, 0});
-        }
-        continue;
-      }
-      add_inner(expert, starts);
-      if (before >= 0) add_rest(before, starts);
-      before = expert;
+    columns_ = experts.count() >= 8 * threads ? kBackwardTaskColumns : 64;
+    for (int64_t at = 0; at <= experts.count(); ++at) {
+      if (at < experts.count()) add_inner(experts[at], experts.before(at));
+      if (at > 0) add_rest(experts[at - 1]);
     }
-    if (before >= 0) add_rest(before, starts);
+  }
+
+  void add_without_rows(const std::vector<int64_t>& starts) {
+    if (arguments_.grad_up == nullptr || arguments_.accumulate) return;
+    for (size_t expert = 0; expert + 1 < starts.size(); ++expert) {
+      if (starts[expert + 1] != starts[expert]) continue;
+      BackwardTask task{};
+      task.step = BackwardStep::no_rows;
+      task.expert = static_cast<int64_t>(expert);
+      tasks_.push_back({task, nullptr, nullptr});
+    }
   }
 
   // Takes tasks until none is left.
   void work() {
-    std::unique_ptr<char, Free> scratch(static_cast<char*>(::operator new(kBackwardScratchBytes, kAlignment)));
+    const std::unique_ptr<char, Free> scratch(static_cast<char*>(::operator new(kBackwardScratchBytes, kAlignment)));
     const auto kernel = MOEGATE_SELECT_KERNEL(run_backward_task);
     const int64_t count = static_cast<int64_t>(tasks_.size());
     for (int64_t at = next_.fetch_add(1); at < count; at = next_.fetch_add(1)) {
-      const BackwardTask& task = tasks_[at];
-      std::atomic<int64_t>& pending = pending_[task.expert];
-      if (task.step != BackwardStep::inner) {
-        while (pending.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+      const Queued& queued = tasks_[at];
+      while (queued.waits_for != nullptr && queued.waits_for->load(std::memory_order_acquire) != 0) {
+        std::this_thread::yield();
       }
-      kernel(arguments_, task, scratch.get());
-      if (task.step == BackwardStep::inner) pending.fetch_sub(1, std::memory_order_release);
+      kernel(arguments_, queued.task, scratch.get());
+      if (queued.finishes != nullptr) queued.finishes->fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -143,50 +190,73 @@ class Tasks {
   };
 
   // Cuts rows [first, last) and `columns` columns into parts of about equal size.
-  void add(BackwardStep step, int64_t expert, int64_t start, int64_t end, int64_t first, int64_t last, int64_t columns) {
+  void add(
+      BackwardStep step, const Busy& busy, int64_t first, int64_t last, int64_t columns,
+      std::atomic<int64_t>* waits_for, std::atomic<int64_t>* finishes) {
     const int64_t parts = (last - first + kBackwardTaskRows - 1) / kBackwardTaskRows;
     const int64_t rows = (last - first + parts - 1) / parts;
     for (int64_t row = first; row < last; row += rows) {
       for (int64_t left = 0; left < columns; left += columns_) {
-        tasks_.push_back(
-            {step, expert, start, end, row, std::min(last, row + rows), left, std::min(columns, left + columns_)});
-        if (step == BackwardStep::inner) pending_[expert].fetch_add(1, std::memory_order_relaxed);
+        const int64_t below = std::min(last, row + rows), right = std::min(columns, left + columns_);
+        const BackwardTask task{step, busy.expert, busy.start, busy.end, busy.between, row, below, left, right};
+        tasks_.push_back({task, waits_for, finishes});
+        finishes->fetch_add(1, std::memory_order_relaxed);
       }
     }
   }
 
-  void add_inner(int64_t expert, const std::vector<int64_t>& starts) {
-    const int64_t start = starts[expert], end = starts[expert + 1];
-    add(BackwardStep::inner, expert, start, end, start, end, arguments_.width);
+  void add_inner(Busy& busy, Busy* before) {
+    std::atomic<int64_t>* waits_for = before == nullptr ? nullptr : &before->rest;
+    add(BackwardStep::inner, busy, busy.start, busy.end, arguments_.width, waits_for, &busy.inner);
   }
 
-  void add_rest(int64_t expert, const std::vector<int64_t>& starts) {
-    const int64_t start = starts[expert], end = starts[expert + 1];
+  void add_rest(Busy& busy) {
     const BackwardArguments& a = arguments_;
-    if (a.grad_rows != nullptr) add(BackwardStep::grad_rows, expert, start, end, start, end, a.hidden);
+    if (a.grad_rows != nullptr) {
+      add(BackwardStep::grad_rows, busy, busy.start, busy.end, a.hidden, &busy.inner, &busy.rest);
+    }
     if (a.grad_up == nullptr) return;
-    add(BackwardStep::grad_up, expert, start, end, 0, a.pre_width, a.hidden);
-    add(BackwardStep::grad_down, expert, start, end, 0, a.hidden, a.width);
+    add(BackwardStep::grad_up, busy, 0, a.pre_width, a.hidden, &busy.inner, &busy.rest);
+    add(BackwardStep::grad_down, busy, 0, a.hidden, a.width, &busy.inner, &busy.rest);
   }
 
   const BackwardArguments& arguments_;
-  std::vector<BackwardTask> tasks_;
-  std::unique_ptr<std::atomic<int64_t>[]> pending_; // `inner` tasks of each expert that aren't finished
+  std::vector<Queued> tasks_;
   std::atomic<int64_t> next_{0};
   int64_t columns_;
 };
 
-void zero(void* values, int64_t from_byte, int64_t bytes) {
-  if (values != nullptr) std::memset(static_cast<char*>(values) + from_byte, 0, static_cast<size_t>(bytes));
+// Asks for pages of 2 MiB under memory that is written from end to end: where the allocator hands out fresh pages, the
+// faults of small ones take longer than the work. Where the system offers none, nothing changes.
+void prefer_huge_pages(const std::optional<Tensor>& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+  if (!tensor.has_value()) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor->mutable_data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(tensor->numel() * tensor->element_size());
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
-void run_tasks(const BackwardArguments& arguments, const Shape& shape, const std::vector<int64_t>& starts) {
+void zero_from(void* values, int64_t first_byte, int64_t bytes) {
+  if (values != nullptr) std::memset(static_cast<char*>(values) + first_byte, 0, static_cast<size_t>(bytes));
+}
+
+void run_tasks(BackwardArguments& arguments, const Tensor& rows, const Shape& shape, const std::vector<int64_t>& starts) {
   const int64_t bytes = arguments.half ? 2 : 4;
   const int64_t in_use = shape.width == 0 ? 0 : starts.back();
-  zero(arguments.grad_rows, in_use * shape.hidden * bytes, (shape.rows - in_use) * shape.hidden * bytes);
+  zero_from(arguments.grad_rows, in_use * shape.hidden * bytes, (shape.rows - in_use) * shape.hidden * bytes);
   if (shape.hidden == 0 || shape.width == 0) return; // the gradients of the weights have no elements
+  BusyExperts experts(starts);
+  const Tensor inner = torch::stable::new_empty(rows, {experts.rows(), shape.width});
+  const Tensor grad_pre = torch::stable::new_empty(rows, {experts.rows(), shape.pre_width});
+  prefer_huge_pages(grad_pre);
+  arguments.inner = inner.mutable_data_ptr();
+  arguments.grad_pre = grad_pre.mutable_data_ptr();
   const int64_t threads = torch::stable::get_num_threads();
-  Tasks tasks(arguments, starts, threads);
+  Tasks tasks(arguments, experts, threads);
+  tasks.add_without_rows(starts);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) tasks.work();
   });
@@ -211,27 +281,29 @@ void experts_backward(
   const Tensor dense[] = {
       torch::stable::contiguous(grad_out), torch::stable::contiguous(rows), torch::stable::contiguous(pre),
       torch::stable::contiguous(up), torch::stable::contiguous(down)};
-  Tensor inner = torch::stable::new_empty(rows, {shape.rows, shape.width});
-  Tensor grad_pre = torch::stable::new_empty(rows, {shape.rows, shape.pre_width});
-  const BackwardArguments arguments{
-      dense[0].const_data_ptr(),
-      dense[1].const_data_ptr(),
-      dense[2].const_data_ptr(),
-      dense[3].const_data_ptr(),
-      dense[4].const_data_ptr(),
-      inner.mutable_data_ptr(),
-      grad_pre.mutable_data_ptr(),
-      grad_rows.has_value() ? grad_rows->mutable_data_ptr() : nullptr,
-      grad_up.has_value() ? grad_up->mutable_data_ptr() : nullptr,
-      grad_down.has_value() ? grad_down->mutable_data_ptr() : nullptr,
-      shape.hidden,
-      shape.width,
-      shape.pre_width,
-      static_cast<Activation>(activation),
-      rows.scalar_type() == ScalarType::BFloat16,
-      single_gradients,
-      accumulate};
-  run_tasks(arguments, shape, starts);
+  prefer_huge_pages(grad_rows);
+  if (!accumulate) {
+    prefer_huge_pages(grad_up);
+    prefer_huge_pages(grad_down);
+  }
+  BackwardArguments arguments{};
+  arguments.grad_out = dense[0].const_data_ptr();
+  arguments.rows = dense[1].const_data_ptr();
+  arguments.pre = dense[2].const_data_ptr();
+  arguments.up = dense[3].const_data_ptr();
+  arguments.down = dense[4].const_data_ptr();
+  arguments.grad_rows = grad_rows.has_value() ? grad_rows->mutable_data_ptr() : nullptr;
+  arguments.grad_up = grad_up.has_value() ? grad_up->mutable_data_ptr() : nullptr;
+  arguments.grad_down = grad_down.has_value() ? grad_down->mutable_data_ptr() : nullptr;
+  arguments.hidden = shape.hidden;
+  arguments.width = shape.width;
+  arguments.pre_width = shape.pre_width;
+  arguments.activation = static_cast<Activation>(activation);
+  arguments.half = rows.scalar_type() == ScalarType::BFloat16;
+  arguments.single_gradients = single_gradients;
+  arguments.accumulate = accumulate;
+  arguments.stream = std::getenv("NOSTREAM") == nullptr;
+  run_tasks(arguments, rows, shape, starts);
 }
 
 } // namespace
