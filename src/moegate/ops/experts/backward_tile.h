@@ -19,8 +19,30 @@ struct Product {
   float* result;
   int64_t result_row; // elements
   bool fresh;         // nothing is there yet to add to
-  bool stream;        // what is written is complete, and goes past the caches
+  uint16_t* halves;   // where complete results go as bfloat16 instead, or null
+  int64_t halves_row;
+  bool stream; // complete results go past the caches
 };
+
+template <class Mode, int vectors>
+inline void store_row(const Vector* sums, const Product& product, int row) {
+  if constexpr (Mode::narrows) {
+    if (product.halves != nullptr) {
+      uint16_t* to = product.halves + row * product.halves_row;
+#pragma GCC unroll 8
+      for (int vector = 0; vector + 1 < vectors; vector += 2) {
+        Mode::store(sums[vector], sums[vector + 1], to + vector * Vector::size, product.stream);
+      }
+      if (vectors % 2 == 1) Mode::store(sums[vectors - 1], to + (vectors - 1) * Vector::size);
+      return;
+    }
+  }
+  float* to = product.result + row * product.result_row;
+#pragma GCC unroll 8
+  for (int vector = 0; vector < vectors; ++vector) {
+    product.stream ? sums[vector].stream(to + vector * Vector::size) : sums[vector].store(to + vector * Vector::size);
+  }
+}
 
 template <class Mode, int rows, int vectors>
 inline void multiply_tile(const Product& product) {
@@ -53,13 +75,7 @@ inline void multiply_tile(const Product& product) {
     right += product.right_step;
   }
 #pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row) {
-#pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector) {
-      float* to = product.result + row * product.result_row + vector * Vector::size;
-      product.stream ? sums[row][vector].stream(to) : sums[row][vector].store(to);
-    }
-  }
+  for (int row = 0; row < rows; ++row) store_row<Mode, vectors>(sums[row], product, row);
 }
 
 template <class Mode, int vectors>
@@ -94,6 +110,7 @@ inline void multiply_panel(Product product, int64_t rows, int64_t columns) {
     }
     product.left += kTileRows * product.left_row;
     product.result += kTileRows * product.result_row;
+    if (product.halves != nullptr) product.halves += kTileRows * product.halves_row;
   }
 }
 

@@ -79,6 +79,7 @@ constexpr int64_t kTileColumns = kTileVectors * Vector::size;
 struct Singles {
   using Unit = float;
   static constexpr int64_t values = 1;
+  static constexpr bool narrows = false; // whether results can leave the registers as bfloat16
   static Vector same(const char* from) { return Vector::same(reinterpret_cast<const float*>(from)); }
   static void add_product(Vector& sum, Vector left, Vector right) { sum.add_product(left, right); }
 };
@@ -87,6 +88,7 @@ struct Singles {
 struct Pairs {
   using Unit = uint32_t;
   static constexpr int64_t values = 2;
+  static constexpr bool narrows = true;
   static Vector same(const char* from) {
     int pair;
     std::memcpy(&pair, from, sizeof pair);
@@ -95,6 +97,13 @@ struct Pairs {
   static void add_product(Vector& sum, Vector left, Vector right) {
     sum.value = _mm512_dpbf16_ps(
         sum.value, reinterpret_cast<__m512bh>(left.value), reinterpret_cast<__m512bh>(right.value));
+  }
+  static void store(const Vector& sum, uint16_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum.value)));
+  }
+  static void store(const Vector& first, const Vector& second, uint16_t* to, bool stream) {
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.value, first.value));
+    stream ? _mm512_stream_si512(reinterpret_cast<__m512i*>(to), halves) : _mm512_storeu_si512(to, halves);
   }
 };
 #endif

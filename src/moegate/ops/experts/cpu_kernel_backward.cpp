@@ -26,12 +26,15 @@ struct Matrix {
   int64_t row; // elements from row to row
 };
 
-// Where a product goes: the scratch memory, or a matrix of float32 itself.
+// Where a product goes: into the scratch memory, or a matrix of float32 itself; or, where the registers can be
+// narrowed, through the scratch memory into a matrix of bfloat16.
 struct Result {
   float* values;
   int64_t row;
   bool fresh = true;
   bool stream = false;
+  uint16_t* halves = nullptr;
+  int64_t halves_row = 0;
 };
 
 template <class Value>
@@ -65,6 +68,7 @@ void multiply_block(Product product, int64_t rows, int64_t columns) {
     multiply_panel<Mode>(product, rows, smaller(kTileColumns, columns - column));
     product.right += product.steps * kTileColumns * 4;
     product.result += kTileColumns;
+    if (product.halves != nullptr) product.halves += kTileColumns;
   }
 }
 
@@ -101,7 +105,7 @@ void multiply(
   product.right_step = 4 * kTileColumns;
   product.result = result.values;
   product.result_row = result.row;
-  product.stream = result.stream && depth <= kBackwardDepth;
+  product.halves_row = result.halves_row;
   for (int64_t from = 0; from < depth; from += kBackwardDepth) {
     const int64_t taken = smaller(kBackwardDepth, depth - from);
     pack_right<Mode>(right, from, taken, columns, scratch.right);
@@ -109,7 +113,10 @@ void multiply(
     product.left = in_place ? reinterpret_cast<const char*>(left.values + from) : scratch.left;
     product.left_row = in_place ? left.row * static_cast<int64_t>(sizeof(Value)) : 4 * kBackwardDepth;
     product.steps = (taken + Mode::values - 1) / Mode::values;
+    const bool complete = from + taken == depth;
     product.fresh = result.fresh && from == 0;
+    product.halves = complete ? result.halves : nullptr;
+    product.stream = complete && result.stream;
     multiply_block<Mode>(product, rows, columns);
   }
 }
@@ -128,7 +135,7 @@ void multiply_transposed(
   product.right_step = 4 * kTileColumns;
   product.result = result.values;
   product.result_row = result.row;
-  product.stream = result.stream && depth <= kBackwardDepth;
+  product.halves_row = result.halves_row;
   for (int64_t from = 0; from < depth; from += kBackwardDepth) {
     const int64_t taken = smaller(kBackwardDepth, depth - from);
     pack_right<Mode>(right, from, taken, columns, scratch.right);
@@ -136,7 +143,10 @@ void multiply_transposed(
         Mode{}, left.values + from * left.row, left.row, taken, rows,
         reinterpret_cast<typename Mode::Unit*>(scratch.left), whole_vectors(rows));
     product.steps = (taken + Mode::values - 1) / Mode::values;
+    const bool complete = from + taken == depth;
     product.fresh = result.fresh && from == 0;
+    product.halves = complete ? result.halves : nullptr;
+    product.stream = complete && result.stream;
     multiply_block<Mode>(product, rows, columns);
   }
 }
@@ -184,10 +194,21 @@ void inner_step(const BackwardArguments& a, const BackwardTask& task, const Scra
   }
 }
 
-bool in_place(int64_t columns, const float*) { return columns % Vector::size == 0; }
-bool in_place(int64_t, const uint16_t*) { return false; }
-float* as_result(float* values) { return values; }
-float* as_result(uint16_t*) { return nullptr; }
+// Whether whole vectors can go where they belong, without passing through the scratch memory.
+bool is_direct(int64_t columns, const float*) { return columns % Vector::size == 0; }
+#if MOEGATE_ISA_avx512_bf16
+bool is_direct(int64_t columns, const uint16_t*) { return columns % Vector::size == 0; }
+#else
+bool is_direct(int64_t, const uint16_t*) { return false; }
+#endif
+
+Result direct_result(const Scratch&, float* to, int64_t row, int64_t) { return {to, row}; }
+Result direct_result(const Scratch& scratch, uint16_t* to, int64_t row, int64_t columns) {
+  Result result{scratch.result, columns};
+  result.halves = to;
+  result.halves_row = row;
+  return result;
+}
 
 template <class Value>
 void grad_rows_step(const BackwardArguments& a, const BackwardTask& task, const Scratch& scratch) {
@@ -196,8 +217,9 @@ void grad_rows_step(const BackwardArguments& a, const BackwardTask& task, const 
   const Matrix<Value> right{
       static_cast<const Value*>(a.up) + task.expert * a.pre_width * a.hidden + task.left, a.hidden};
   Value* to = static_cast<Value*>(a.grad_rows) + task.first * a.hidden + task.left;
-  const bool direct = in_place(columns, to);
-  const Result result = direct ? Result{as_result(to), a.hidden} : Result{scratch.result, whole_vectors(columns)};
+  const bool direct = is_direct(columns, to);
+  const Result result =
+      direct ? direct_result(scratch, to, a.hidden, columns) : Result{scratch.result, whole_vectors(columns)};
   multiply(left, right, task.last - task.first, a.pre_width, columns, scratch, result);
   if (direct) return;
   for (int64_t row = 0; row < task.last - task.first; ++row) {
@@ -214,11 +236,14 @@ void gradient_step(
   to += (task.expert * left.row + task.first) * width + task.left;
   left.values += task.first;
   right.values += task.left;
-  const bool direct = in_place(columns, to);
-  const bool aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0 && width % 16 == 0;
-  const Result result = direct
-      ? Result{as_result(to), width, !a.accumulate, a.stream && aligned && !a.accumulate}
-      : Result{scratch.result, whole_vectors(columns)};
+  const bool adds_narrow = a.accumulate && sizeof(Gradient) == 2;
+  const bool direct = is_direct(columns, to) && !adds_narrow;
+  Result result = direct ? direct_result(scratch, to, width, columns) : Result{scratch.result, whole_vectors(columns)};
+  if (direct) {
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0 && width * sizeof(Gradient) % 64 == 0;
+    result.fresh = !a.accumulate;
+    result.stream = a.stream && aligned && result.fresh;
+  }
   multiply_transposed(left, right, rows, task.end - task.start, columns, scratch, result);
   if (result.stream) finish_streams();
   if (direct) return;
