@@ -8,6 +8,8 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // result[row][column] (+)= sum over steps of left(row, step) * right[step][column]
 struct Product {
   const char* left;
@@ -21,6 +23,7 @@ struct Product {
   bool fresh;         // nothing is there yet to add to
   uint16_t* halves;   // where complete results go as bfloat16 instead, or null
   int64_t halves_row;
+  bool cold;   // the left operand lies in memory row by row, and was not read yet
   bool stream; // complete results go past the caches
 };
 
@@ -94,11 +97,21 @@ inline void multiply_rows(const Product& product, int64_t rows) {
   }
 }
 
+// Asks for the rows of the left operand that come after the next `kTileRows`.
+inline void prefetch_left(const Product& product, int64_t rows) {
+  const char* next = product.left + kTileRows * product.left_row;
+  for (int64_t row = 0; row < smaller(kTileRows, rows); ++row) {
+    for (int64_t byte = 0; byte < 4 * product.steps; byte += 64) __builtin_prefetch(next + byte);
+    next += product.left_row;
+  }
+}
+
 // Any number of rows, by at most kTileColumns columns, rounded up to whole vectors.
 template <class Mode>
 inline void multiply_panel(Product product, int64_t rows, int64_t columns) {
   const int64_t vectors = (columns + Vector::size - 1) / Vector::size;
   for (int64_t row = 0; row < rows; row += kTileRows) {
+    if (product.cold) prefetch_left(product, rows - row - kTileRows);
     const int64_t left = rows - row < kTileRows ? rows - row : kTileRows;
     switch (vectors) {
       case 1: multiply_rows<Mode, 1>(product, left); break;

@@ -48,8 +48,6 @@ struct ModeOf<uint16_t> {
 };
 #endif
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Copies the steps [from, from + depth) of the right operand, columns [0, columns), one panel after the other.
 template <class Mode, class Value>
 void pack_right(Matrix<Value> right, int64_t from, int64_t depth, int64_t columns, char* to) {
@@ -67,6 +65,7 @@ void multiply_block(Product product, int64_t rows, int64_t columns) {
   for (int64_t column = 0; column < columns; column += kTileColumns) {
     multiply_panel<Mode>(product, rows, smaller(kTileColumns, columns - column));
     product.right += product.steps * kTileColumns * 4;
+    product.cold = false;
     product.result += kTileColumns;
     if (product.halves != nullptr) product.halves += kTileColumns;
   }
@@ -110,6 +109,7 @@ void multiply(
     const int64_t taken = smaller(kBackwardDepth, depth - from);
     pack_right<Mode>(right, from, taken, columns, scratch.right);
     if (!in_place) copy_left(Mode{}, left, from, taken, rows, scratch.left);
+    product.cold = in_place;
     product.left = in_place ? reinterpret_cast<const char*>(left.values + from) : scratch.left;
     product.left_row = in_place ? left.row * static_cast<int64_t>(sizeof(Value)) : 4 * kBackwardDepth;
     product.steps = (taken + Mode::values - 1) / Mode::values;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -243,6 +242,9 @@ void zero_from(void* values, int64_t first_byte, int64_t bytes) {
   if (values != nullptr) std::memset(static_cast<char*>(values) + first_byte, 0, static_cast<size_t>(bytes));
 }
 
+// Work below which a thread more costs more than it brings.
+constexpr int64_t kThreadWork = int64_t{1} << 18;
+
 void run_tasks(BackwardArguments& arguments, const Tensor& rows, const Shape& shape, const std::vector<int64_t>& starts) {
   const int64_t bytes = arguments.half ? 2 : 4;
   const int64_t in_use = shape.width == 0 ? 0 : starts.back();
@@ -254,13 +256,19 @@ void run_tasks(BackwardArguments& arguments, const Tensor& rows, const Shape& sh
   prefer_huge_pages(grad_pre);
   arguments.inner = inner.mutable_data_ptr();
   arguments.grad_pre = grad_pre.mutable_data_ptr();
-  const int64_t threads = torch::stable::get_num_threads();
+  // Multiplications, and the values of the weights that are read and written.
+  const int64_t work = (2 * in_use + 2 * experts.count()) * shape.hidden * (shape.width + shape.pre_width);
+  const int64_t threads =
+      std::clamp<int64_t>(work / kThreadWork, 1, static_cast<int64_t>(torch::stable::get_num_threads()));
   Tasks tasks(arguments, experts, threads);
   tasks.add_without_rows(starts);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) tasks.work();
   });
 }
+
+// Gradients of the weights from this size on are long gone from the caches when an optimizer reads them.
+constexpr int64_t kStreamedBytes = int64_t{1} << 24;
 
 // Writes grad_rows, grad_up and grad_down (the last two together), or adds to the last two; each may be left out.
 void experts_backward(
@@ -302,7 +310,8 @@ void experts_backward(
   arguments.half = rows.scalar_type() == ScalarType::BFloat16;
   arguments.single_gradients = single_gradients;
   arguments.accumulate = accumulate;
-  arguments.stream = std::getenv("NOSTREAM") == nullptr;
+  const int64_t weights = shape.experts * shape.hidden * (shape.width + shape.pre_width);
+  arguments.stream = weights * (single_gradients ? 4 : 2) >= kStreamedBytes;
   run_tasks(arguments, rows, shape, starts);
 }
 
