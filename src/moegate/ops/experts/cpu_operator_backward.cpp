@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -167,9 +165,8 @@ class Tasks {
     }
   }
 
-  // Takes tasks until none is left.
-  void work() {
-    const std::unique_ptr<char, Free> scratch(static_cast<char*>(::operator new(kBackwardScratchBytes, kAlignment)));
+  // Takes tasks until none is left; `scratch` is the thread's own.
+  void work(void* scratch) {
     const auto kernel = MOEGATE_SELECT_KERNEL(run_backward_task);
     const int64_t count = static_cast<int64_t>(tasks_.size());
     for (int64_t at = next_.fetch_add(1); at < count; at = next_.fetch_add(1)) {
@@ -177,17 +174,12 @@ class Tasks {
       while (queued.waits_for != nullptr && queued.waits_for->load(std::memory_order_acquire) != 0) {
         std::this_thread::yield();
       }
-      kernel(arguments_, queued.task, scratch.get());
+      kernel(arguments_, queued.task, scratch);
       if (queued.finishes != nullptr) queued.finishes->fetch_sub(1, std::memory_order_release);
     }
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
-  };
-
   // Cuts rows [first, last) and `columns` columns into parts of about equal size.
   void add(
       BackwardStep step, const Busy& busy, int64_t first, int64_t last, int64_t columns,
@@ -262,8 +254,10 @@ void run_tasks(BackwardArguments& arguments, const Tensor& rows, const Shape& sh
       std::clamp<int64_t>(work / kThreadWork, 1, static_cast<int64_t>(torch::stable::get_num_threads()));
   Tasks tasks(arguments, experts, threads);
   tasks.add_without_rows(starts);
+  const Tensor scratch = torch::stable::new_empty(rows, {threads, kBackwardScratchBytes}, ScalarType::Byte);
+  char* memory = static_cast<char*>(scratch.mutable_data_ptr()); // PyTorch aligns to 64 bytes
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) tasks.work();
+    for (int64_t worker = begin; worker < end; ++worker) tasks.work(memory + worker * kBackwardScratchBytes);
   });
 }
 
