@@ -1,0 +1,38 @@
+"""The activations of the experts, by name."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["ACTIVATIONS", "GATED", "PLAIN", "apply_activation"]
+
+
+def _relu_squared(values: Tensor) -> Tensor:
+    return functional.relu(values).square()
+
+
+GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": functional.silu, "geglu": functional.gelu}
+"""``act(gate) · up``: the function of the gate."""
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu2": _relu_squared,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+ACTIVATIONS: tuple[str, ...] = (*GATED, *PLAIN)
+"""Every name; the operators know an activation by its place here."""
+
+
+def apply_activation(pre: Tensor, activation: str) -> Tensor:
+    """``act(gate) · up`` of ``pre [..., 2F]``, gate first, or ``act(pre)`` of ``pre [..., F]``.
+
+    Example:
+        >>> apply_activation(torch.tensor([[-1.0, 2.0]]), "relu2").tolist()
+        [[0.0, 4.0]]
+    """
+    if activation in GATED:
+        gate, up = pre.chunk(2, dim=-1)
+        return GATED[activation](gate) * up
+    return PLAIN[activation](pre)

@@ -1,0 +1,53 @@
+// Products of sorted rows with the weights of their experts, with the activation applied on the way out.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace moegate {
+
+// The order of the names in Python, then none for the second product.
+enum class Activation : int64_t { swiglu = 0, geglu = 1, gelu = 2, relu2 = 3, relu = 4, silu = 5, none = 6 };
+
+constexpr bool is_gated(Activation activation) {
+  return activation == Activation::swiglu || activation == Activation::geglu;
+}
+
+// out[r, c] = act(sum over k of weights[e, c, k] · rows[r, k]) for the rows r of expert e. Gated: weights hold
+// 2 · columns rows, gate first, and out[r, c] = act(gate) · up. All strides count elements; along k they are 1.
+struct Product {
+  const void* rows;
+  const void* weights;
+  void* out;
+  void* before; // what the activation takes, [R, columns or 2 · columns], in the element type; or null
+  int64_t row_stride, expert_stride, column_stride, out_stride, before_stride;
+  int64_t length, columns;
+  Activation activation;
+  bool bfloat16; // else float32
+};
+
+// The part of a product that is computed in one go: some rows of an expert, some columns.
+struct Tile {
+  int64_t expert, row, rows, column, columns;
+};
+
+constexpr int64_t kTileRows = 128;     // at most so many rows in a tile
+constexpr int64_t kPanelColumns = 16;  // columns whose weights stay in the first cache while the rows go by
+constexpr int64_t kChunkBytes = 2048;  // of the reduction, of each row and column: a panel then fills 32 KB
+constexpr int64_t kCopiedRows = 16;    // from so many rows on a tile works on copies that lie closer together
+
+// What a thread needs for the copies of tiles of up to `rows` rows.
+constexpr int64_t scratch_bytes(const Product& product, int64_t rows) {
+  const int64_t row_bytes = product.length * (product.bfloat16 ? 2 : 4);
+  const int64_t copied = (row_bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes;
+  return row_bytes > kChunkBytes && rows >= kCopiedRows ? rows * copied : 0;
+}
+
+} // namespace moegate
+
+// Computes a tile; `next` is the tile that the same thread takes afterwards, or null: its weights are fetched ahead.
+// `scratch` holds scratch_bytes of the thread's own, aligned to 64.
+MOEGATE_DECLARE_KERNEL(
+    void, multiply_tile,
+    (const ::moegate::Product& product, const ::moegate::Tile& tile, const ::moegate::Tile* next, void* scratch))
