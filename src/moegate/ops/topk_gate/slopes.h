@@ -35,17 +35,19 @@ inline double dot_of(const Slots& slots, const double* a, const double* b) {
   return sum_of_lanes(sums);
 }
 
-// ds/dz of a score that looks at its own logit alone.
-inline Doubles slope(GateScore kind, Doubles z, Doubles score) {
-  const Doubles zero = doubles(0.0), one = doubles(1.0);
-  if (kind == GateScore::sigmoid) return score * precise_sigmoid(zero - z, precise_exp(negative_magnitude(z)));
+// grad · ds/dz of a score that looks at its own logit alone.
+inline Doubles times_slope(GateScore kind, Doubles grad, Doubles z, Doubles score) {
+  const Doubles zero = doubles(0.0);
+  if (kind == GateScore::sigmoid) {
+    return grad * (score * precise_sigmoid(zero - z, precise_exp(negative_magnitude(z))));
+  }
   if (kind == GateScore::sqrt_softplus) {
     // sigmoid(z) / (2 s); in the tail both are exp(z), and s its root.
     const Doubles body = precise_sigmoid(z, precise_exp(negative_magnitude(z))) / (score + score);
-    return select(less(z, doubles(-40.0)), score * doubles(0.5), body);
+    return grad * select(less(z, doubles(-40.0)), score * doubles(0.5), body);
   }
-  if (kind == GateScore::relu) return select(less(zero, z), one, zero);
-  return one;
+  if (kind == GateScore::relu) return select(at_least(zero, z), zero, grad);
+  return grad;
 }
 
 inline void write_scores(const Slots& slots, GateScore kind, double logsumexp) {
@@ -82,7 +84,8 @@ inline double through_scores(const Slots& slots, GateScore kind) {
     return kind == GateScore::softmax ? -total : 0.0;
   }
   each_eight(slots, [&](int64_t i, int64_t) {
-    store(slots.grads + i, load(slots.grads + i) * slope(kind, load(slots.logits + i), load(slots.scores + i)));
+    const Doubles grad = load(slots.grads + i);
+    store(slots.grads + i, times_slope(kind, grad, load(slots.logits + i), load(slots.scores + i)));
   });
   return 0.0;
 }
