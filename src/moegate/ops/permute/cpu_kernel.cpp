@@ -21,7 +21,7 @@ inline void copy(const char* from, char* to, int64_t bytes) {
     std::memcpy(&line, from + done, sizeof line);
     std::memcpy(to + done, &line, sizeof line);
   }
-  std::memcpy(to + done, from + done, bytes - done);
+  if (done < bytes) std::memcpy(to + done, from + done, bytes - done);
 }
 
 template <class Element>
@@ -84,10 +84,11 @@ bool permute(const PermuteArguments& a, int64_t begin, int64_t end) {
     if (row + 1 < end && rows.has(a.slot[row + 1])) prefetch(rows.token_of(a.slot[row + 1]));
     if (rows.has(slot)) {
       rows.write(row, slot);
-    } else if (slot == -1) {
-      std::memset(static_cast<void*>(rows.at(row)), 0, a.hidden_size * sizeof(Element));
     } else {
-      sound = false;
+      sound = sound && slot == -1;
+      if (slot == -1 && a.hidden_size > 0) {
+        std::memset(static_cast<void*>(rows.at(row)), 0, a.hidden_size * sizeof(Element));
+      }
     }
   }
   return sound;
