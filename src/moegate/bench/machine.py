@@ -96,5 +96,6 @@ def _busy_seconds() -> float | None:
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
-    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, stat.read_text(encoding="utf-8").split()[1:])
+    of_all_cores = stat.read_text(encoding="utf-8").splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, of_all_cores)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

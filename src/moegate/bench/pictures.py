@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moegate.bench.cases import sizes
 from moegate.bench.results import Row
 from moegate.bench.tables import by_case, thread_numbers
 
@@ -78,10 +79,11 @@ def _named(of_threads: dict[int, Row]) -> list[str]:
 
 def _draw_panel(axis: Any, cases: dict[str, dict[int, Row]], number: int, colours: dict[str, str]) -> None:
     place, ticks, labels = 0.0, [], []
-    for key, of_threads in cases.items():
+    for of_threads in cases.values():
         names = _named(of_threads)
         ticks.append(place + (len(names) - 1) / 2)
-        labels.append(key)
+        some = next(iter(of_threads.values()))
+        labels.append(f"{some['case']}\n{sizes(some['shape'])}")
         row = of_threads.get(number)
         for name in names:
             ratio = None if row is None else row["ratios"].get(name)
@@ -94,6 +96,7 @@ def _draw_panel(axis: Any, cases: dict[str, dict[int, Row]], number: int, colour
     axis.axvline(1, color="black", linewidth=1)
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, 0.5), high * 1.6)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(ticks, labels, fontsize=8)
     if not axis.yaxis_inverted():
         axis.invert_yaxis()

@@ -78,7 +78,9 @@ def _with_cases(names: Sequence[str], *, quick: bool, only: tuple[str, ...]) -> 
     found = [suite.name for suite in suites if chosen_entries(suite, quick=quick, only=only)]
     if not found:
         keys = [entry.key for entry in chosen_entries(suites[0], quick=quick, only=())]
-        raise ValueError(f"No case has {' or '.join(map(repr, only))} in its name; {suites[0].name} has {'; '.join(keys)}.")
+        raise ValueError(
+            f"No case has {' or '.join(map(repr, only))} in its name; {suites[0].name} has {'; '.join(keys)}."
+        )
     return found
 
 

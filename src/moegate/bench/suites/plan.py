@@ -118,9 +118,7 @@ def combine_case(problem: Problem) -> Case:
         variants=(
             Variant(OURS, ours, ours=True),
             Variant("PyTorch index_add", partial(pytorch_plan.combine_by_index_add, rows_RD, slots.slot, weights_TK)),
-            Variant(
-                "PyTorch inverse", partial(pytorch_plan.combine_by_inverse, rows_RD, slots.inverse, weights_TK)
-            ),
+            Variant("PyTorch inverse", partial(pytorch_plan.combine_by_inverse, rows_RD, slots.inverse, weights_TK)),
         ),
         check=lambda out_TD: oracle.sums_verdict(out_TD, rows_RD, weights_TK),
         work=Work(num_bytes=moved + index_TK.numel() * (_NUMBER + 4)),

@@ -27,6 +27,7 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 _ELEMENTS = 2**18  # of all rows of a case together: one MiB, which any second- or third-level cache holds
 _LEAST_ROWS = 8
 _MOST_ROWS = 4096
+_NEARLY = 1.05
 QUICK = ((64, 8), (2048, 8))
 
 
@@ -94,20 +95,32 @@ def curve(rows: Sequence[Row], name: str, k: int, threads: int) -> list[tuple[in
     return sorted(points.items())
 
 
+def fastest(rows: Sequence[Row], k: int, threads: int) -> list[tuple[int, str]]:
+    """``(N, name)``: the fastest of the four algorithms at each length; the one before stays while it is within 5 %."""
+    curves = {name: dict(curve(rows, name, k, threads)) for name in NAMES}
+    found: list[tuple[int, str]] = []
+    for length in sorted(set.intersection(*(set(points) for points in curves.values()))):
+        times = {name: points[length] for name, points in curves.items()}
+        best = min(times, key=times.__getitem__)
+        if found and times[found[-1][1]] <= _NEARLY * times[best]:
+            best = found[-1][1]
+        found.append((length, best))
+    return found
+
+
 def crossovers(rows: Sequence[Row], k: int, threads: int) -> list[tuple[float, str, str]]:
     """``(N, before, after)``: where the fastest of the four algorithms changes, between two measured lengths.
 
     The place is where the two curves meet when they are straight on logarithmic axes.
     """
     curves = {name: dict(curve(rows, name, k, threads)) for name in NAMES}
-    lengths = sorted(set.intersection(*(set(points) for points in curves.values())))
-    fastest = [min(NAMES, key=lambda name, length=length: curves[name][length]) for length in lengths]  # type: ignore[misc]
     found = []
-    for (low, before), (high, after) in pairwise(zip(lengths, fastest, strict=True)):
+    for (low, before), (high, after) in pairwise(fastest(rows, k, threads)):
         if before != after:
             ahead, behind = (math.log(curves[after][n] / curves[before][n]) for n in (low, high))
-            place = low * (high / low) ** (ahead / (ahead - behind))
-            found.append((place, before, after))
+            # Where the newcomer was as fast already, at the lower end.
+            share = ahead / (ahead - behind) if ahead > 0 else 0.0
+            found.append((low * (high / low) ** share, before, after))
     return found
 
 
@@ -160,6 +173,7 @@ def _bytes(number: int | None) -> str:
     return "–" if number is None else f"{number:,} B" if number < 8192 else f"{number / 1024:,.0f} KiB"
 
 
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
 _COLOURS = {
     OURS: "#222222",
     "full_sort": "#ff725c",
@@ -204,9 +218,8 @@ def _draw_panel(axis: Any, rows: Sequence[Row], k: int, threads: int) -> None:
     for place, before, after in crossovers(rows, k, threads):
         axis.axvline(place, color="#888888", linestyle=":", linewidth=1)
         label = f"{before} → {after}, N={place:,.0f}"
-        axis.text(
-            place, 0.98, label, rotation=90, fontsize=6, ha="right", va="top", transform=axis.get_xaxis_transform()
-        )
+        across = axis.get_xaxis_transform()
+        axis.text(place, 0.98, label, fontsize=6, rotation=90, ha="right", va="top", transform=across, bbox=_PAPER)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_title(f"k = {k}", fontsize=10)
