@@ -38,7 +38,7 @@ def _table(table: Table) -> str:
 def _cell(markup: str) -> str:
     text = Text.from_markup(markup)
     plain = text.plain.strip()
-    bold = [span for span in text.spans if span.style == "bold"]
+    bold = [span for span in text.spans if "bold" in str(span.style)]
     if not bold:
         return plain
     strong = text.plain[bold[0].start : bold[0].end]

@@ -147,7 +147,8 @@ def run_one(name: str, options: Any, folder: Path, console: Console) -> None:
     if rows:
         report(suite, rows, folder, console)
     if interrupted:
-        console.print("Stopped. What was measured is kept; the same command with --resume measures the rest.")
+        text = "Stopped. What was measured is kept; the same command with --resume measures the rest."
+        console.print(text, soft_wrap=True)
         raise typer.Exit(_INTERRUPTED)
     if any("trouble" in entry for row in rows for entry in row["variants"].values() if entry["ours"]):
         raise typer.Exit(1)

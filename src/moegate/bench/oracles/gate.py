@@ -67,7 +67,7 @@ class GateOracle:
         >>> oracle = GateOracle(torch.tensor([[0.0, 1.0, 2.0]]), None, GateRule("sigmoid", top_k=1))
         >>> oracle.verdict(Chosen(torch.tensor([[2]]), torch.tensor([[1.0]])))
         >>> oracle.verdict(Chosen(torch.tensor([[1]]), torch.tensor([[1.0]])))
-        'chose other experts for 1 of 1 tokens, one of them by a clear margin of 1.5e-01'
+        'chose other experts for 1 of 1 tokens, one of them behind the right one by 1.5e-01'
     """
 
     def __init__(self, logits_TE: Tensor, bias_E: Tensor | None, rule: GateRule) -> None:
@@ -76,13 +76,14 @@ class GateOracle:
         # Without a bias the order is that of the logits, which differ where their scores hardly do.
         plain_TE = float64(logits_TE) if rule.num_groups == 1 else self.scores_TE
         ranking_TE = plain_TE if bias_E is None else self.scores_TE + float64(bias_E)
-        self._ranking_TE, group_margin_T = _keep_groups(ranking_TE, rule)
-        self.margin_T = np.minimum(group_margin_T, _margin(self._ranking_TE, rule.top_k))
+        self._ranking_TE, self._group_margin_T = _keep_groups(ranking_TE, rule)
 
     @cached_property
-    def index_TK(self) -> NDArray[np.int64]:
-        """The right experts of each token, in no particular order."""
-        return np.argpartition(-self._ranking_TE, self.rule.top_k - 1, axis=-1)[:, : self.rule.top_k]
+    def _least_T1(self) -> Array:
+        """The ranking of the last expert that each token chooses."""
+        k = self.rule.top_k
+        least_T1: Array = -np.partition(-self._ranking_TE, k - 1, axis=-1)[:, k - 1 : k]
+        return least_T1
 
     def weights(self, index_TK: NDArray[np.int64]) -> Array:
         """The weights of the given experts."""
@@ -97,22 +98,22 @@ class GateOracle:
         return self._of_index(index_TK) or self._of_weights(index_TK, chosen.weights_TK)
 
     def _of_index(self, index_TK: NDArray[np.int64]) -> Verdict:
-        num_experts = self.scores_TE.shape[1]
-        if index_TK.shape != self.index_TK.shape:
-            return f"the index has shape {index_TK.shape} instead of {self.index_TK.shape}"
+        num_tokens, num_experts = self.scores_TE.shape
+        if index_TK.shape != (num_tokens, self.rule.top_k):
+            return f"the index has shape {index_TK.shape} instead of {(num_tokens, self.rule.top_k)}"
         sorted_TK = np.sort(index_TK, axis=-1)
         if sorted_TK.size and (sorted_TK[:, 0].min() < 0 or sorted_TK[:, -1].max() >= num_experts):
             return "an index is no expert"
         if (np.diff(sorted_TK, axis=-1) == 0).any():
             return "a token has the same expert twice"
-        other_T = (sorted_TK != np.sort(self.index_TK, axis=-1)).any(axis=-1)
-        wrong_T = other_T & (self.margin_T > NEAR_TIE)
+        # Distinct experts, none of them behind the last one to choose: then they are the right ones, ties aside.
+        behind_TK = self._least_T1 - np.take_along_axis(self._ranking_TE, index_TK, axis=-1)
+        wrong_T = (behind_TK > NEAR_TIE).any(axis=-1) & (self._group_margin_T > NEAR_TIE)
         if not wrong_T.any():
             return None
-        margin = self.margin_T[wrong_T].max()
         return (
-            f"chose other experts for {int(other_T.sum())} of {len(other_T)} tokens, one of them by a clear margin of "
-            f"{margin:.1e}"
+            f"chose other experts for {int(wrong_T.sum())} of {num_tokens} tokens, one of them behind the right one by "
+            f"{behind_TK[wrong_T].max():.1e}"
         )
 
     def _of_weights(self, index_TK: NDArray[np.int64], weights_TK: Tensor) -> Verdict:
@@ -122,15 +123,6 @@ class GateOracle:
         error_TK = np.abs(float64(weights_TK) - expected_TK) / np.maximum(np.abs(expected_TK), 1e-30)
         worst = error_TK.max(initial=0.0)
         return None if worst <= WEIGHT_TOLERANCE else f"a weight is off by {worst:.1e} of itself"
-
-
-def _margin(ranking_TE: Array, top_k: int) -> Array:
-    """Per token, by how much the last chosen expert is ahead of the first one that is not."""
-    if top_k == ranking_TE.shape[1]:
-        return np.full(len(ranking_TE), np.inf)
-    part_TE = -np.partition(-ranking_TE, (top_k - 1, top_k), axis=-1)
-    margin_T: Array = part_TE[:, top_k - 1] - part_TE[:, top_k]
-    return margin_T
 
 
 def _keep_groups(ranking_TE: Array, rule: GateRule) -> tuple[Array, Array]:
