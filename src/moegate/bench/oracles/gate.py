@@ -67,7 +67,7 @@ class GateOracle:
         >>> oracle = GateOracle(torch.tensor([[0.0, 1.0, 2.0]]), None, GateRule("sigmoid", top_k=1))
         >>> oracle.verdict(Chosen(torch.tensor([[2]]), torch.tensor([[1.0]])))
         >>> oracle.verdict(Chosen(torch.tensor([[1]]), torch.tensor([[1.0]])))
-        'chose other experts for 1 of 1 tokens, one of them behind the right one by 1.5e-01'
+        'chose other experts for 1 of 1 tokens, one of them behind the right one by 1.0e+00'
     """
 
     def __init__(self, logits_TE: Tensor, bias_E: Tensor | None, rule: GateRule) -> None:
