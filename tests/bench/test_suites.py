@@ -143,6 +143,32 @@ def test_a_crossover_that_was_within_noise_before_is_at_the_lower_length():
     assert (place, names) == (64, ["heap", "blocked"])
 
 
+def test_the_ways_of_the_kernel_are_those_of_its_source(project_root):
+    headers = "".join((project_root / "src/moegate/ops/cpu" / name).read_text() for name in ("selection.h", "vector.h"))
+    for name, value in (("kLanes", topk._LANES), ("kMostMaxima", topk._MOST_MAXIMA)):
+        assert f"constexpr int64_t {name} = {value};" in headers
+    assert "if (size <= 2 * kLanes)" in headers
+    assert "if (k <= kLanes) return bound_from_32_lanes" in headers
+    assert "const int64_t width = padded(3 * k);\n  if (width <= kMostMaxima && 2 * width <= size)" in headers
+
+
+@pytest.mark.parametrize(
+    ("length", "k", "way"),
+    [
+        (8, 8, "all"),
+        (32, 1, "all"),
+        (33, 16, "32 lanes"),
+        (65536, 16, "32 lanes"),
+        (128, 17, "64 lanes"),
+        (127, 17, "bisection"),
+        (65536, 64, "192 lanes"),
+        (65536, 342, "bisection"),
+    ],
+)
+def test_the_way_of_the_kernel_at_a_size(length, k, way):
+    assert topk.kernel_way(length, k) == way
+
+
 def test_topk_measures_every_length_and_k():
     grid = {entry.key for entry in topk.entries() if not entry.quick}
     assert {"topk N=8 k=1", "topk N=8 k=8", "topk N=65536 k=1", "topk N=65536 k=64"} <= grid

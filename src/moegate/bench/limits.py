@@ -49,7 +49,6 @@ class Limits:
         of_operations = Floor(work.operations / peak * 1e6, "operations", peak)
         return max(of_bytes, of_operations, key=lambda floor: floor.us)
 
-
     def at_least(self, other: "Limits") -> "Limits":
         """The better rate of the two for each size and type: more threads can do what fewer can.
 

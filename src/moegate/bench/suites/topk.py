@@ -28,6 +28,11 @@ _ELEMENTS = 2**18  # of all rows of a case together: one MiB, which any second- 
 _LEAST_ROWS = 8
 _MOST_ROWS = 4096
 _NEARLY = 1.05
+_LANES, _MOST_MAXIMA = 16, 1024
+_WAYS = (
+    "Our way: 'all' ranks every element by counting the greater ones; 'n lanes' bounds the k-th greatest by the maxima "
+    "of n lanes and ranks what reaches the bound; 'bisection' finds the bound by bisection over the keys."
+)
 QUICK = ((64, 8), (2048, 8))
 
 
@@ -95,6 +100,23 @@ def curve(rows: Sequence[Row], name: str, k: int, threads: int) -> list[tuple[in
     return sorted(points.items())
 
 
+def kernel_way(num_elements: int, k: int) -> str:
+    """How the kernel of ``ordered_topk`` finds the candidates at a size (``ops/cpu/selection.h``).
+
+    Example:
+        >>> kernel_way(8, 2), kernel_way(256, 8)
+        ('all', '32 lanes')
+    """
+    lanes = 3 * k + -3 * k % _LANES
+    if num_elements <= 2 * _LANES:
+        return "all"
+    if k <= _LANES:
+        return "32 lanes"
+    if lanes <= _MOST_MAXIMA and 2 * lanes <= num_elements:
+        return f"{lanes} lanes"
+    return "bisection"
+
+
 def fastest(rows: Sequence[Row], k: int, threads: int) -> list[tuple[int, str]]:
     """``(N, name)``: the fastest of the four algorithms at each length; the one before stays while it is within 5 %."""
     curves = {name: dict(curve(rows, name, k, threads)) for name in NAMES}
@@ -133,13 +155,13 @@ def tell(rows: Sequence[Row]) -> list[Part]:
             steps = [f"from N = {n:,.0f} on {after}, not {before}" for n, before, after in crossovers(rows, k, threads)]
             if steps:
                 found.append(f"k={k}, {threads} threads, of the four: {'; '.join(steps)}.")
-    return [*found, _memory_table(rows), *troubles(rows), *disturbances(rows)]
+    return [*found, _WAYS, _memory_table(rows), *troubles(rows), *disturbances(rows)]
 
 
 def _times_table(rows: Sequence[Row], threads: int) -> Table:
     names = list(rows[0]["variants"])
     title = f"µs a row, {threads} thread{'s' * (threads > 1)}; bold: the fastest of the four algorithms"
-    table = Table("N", "k", title=title, title_justify="left")
+    table = Table("N", "k", "our way", title=title, title_justify="left")
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
@@ -147,7 +169,8 @@ def _times_table(rows: Sequence[Row], threads: int) -> Table:
         studied = [us for name in NAMES if (us := times.get(name)) is not None]
         best = min(studied, default=None)
         cells = [_cell(us, us == best and name in NAMES) for name, us in times.items()]
-        table.add_row(f"{row['shape']['N']:,}", str(row["shape"]["k"]), *cells)
+        length, k = row["shape"]["N"], row["shape"]["k"]
+        table.add_row(f"{length:,}", str(k), kernel_way(length, k), *cells)
     return table
 
 
