@@ -157,12 +157,12 @@ def test_the_ways_of_the_kernel_are_those_of_its_source(project_root):
     [
         (8, 8, "all"),
         (32, 1, "all"),
-        (33, 16, "32 lanes"),
-        (65536, 16, "32 lanes"),
-        (128, 17, "64 lanes"),
-        (127, 17, "bisection"),
-        (65536, 64, "192 lanes"),
-        (65536, 342, "bisection"),
+        (33, 16, "32"),
+        (65536, 16, "32"),
+        (128, 17, "64"),
+        (127, 17, "none"),
+        (65536, 64, "192"),
+        (65536, 342, "none"),
     ],
 )
 def test_the_way_of_the_kernel_at_a_size(length, k, way):

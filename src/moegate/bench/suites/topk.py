@@ -30,8 +30,8 @@ _MOST_ROWS = 4096
 _NEARLY = 1.05
 _LANES, _MOST_MAXIMA = 16, 1024
 _WAYS = (
-    "Our way: 'all' ranks every element by counting the greater ones; 'n lanes' bounds the k-th greatest by the maxima "
-    "of n lanes and ranks what reaches the bound; 'bisection' finds the bound by bisection over the keys."
+    "Lanes: ours bounds the k-th greatest by the maxima of so many lanes, and ranks what reaches the bound; all: every "
+    "element is ranked by counting the greater ones; none: the bound is found by bisection over the keys."
 )
 QUICK = ((64, 8), (2048, 8))
 
@@ -101,20 +101,20 @@ def curve(rows: Sequence[Row], name: str, k: int, threads: int) -> list[tuple[in
 
 
 def kernel_way(num_elements: int, k: int) -> str:
-    """How the kernel of ``ordered_topk`` finds the candidates at a size (``ops/cpu/selection.h``).
+    """Of how many lanes ``ordered_topk`` takes maxima to bound the k-th greatest (its kernel: ``ops/cpu/selection.h``).
 
     Example:
-        >>> kernel_way(8, 2), kernel_way(256, 8)
-        ('all', '32 lanes')
+        >>> kernel_way(8, 2), kernel_way(256, 8), kernel_way(65536, 64)
+        ('all', '32', '192')
     """
     lanes = 3 * k + -3 * k % _LANES
     if num_elements <= 2 * _LANES:
         return "all"
     if k <= _LANES:
-        return "32 lanes"
+        return str(2 * _LANES)
     if lanes <= _MOST_MAXIMA and 2 * lanes <= num_elements:
-        return f"{lanes} lanes"
-    return "bisection"
+        return str(lanes)
+    return "none"
 
 
 def fastest(rows: Sequence[Row], k: int, threads: int) -> list[tuple[int, str]]:
@@ -161,7 +161,7 @@ def tell(rows: Sequence[Row]) -> list[Part]:
 def _times_table(rows: Sequence[Row], threads: int) -> Table:
     names = list(rows[0]["variants"])
     title = f"µs a row, {threads} thread{'s' * (threads > 1)}; bold: the fastest of the four algorithms"
-    table = Table("N", "k", "our way", title=title, title_justify="left")
+    table = Table("N", "k", "lanes", title=title, title_justify="left")
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
@@ -177,7 +177,8 @@ def _times_table(rows: Sequence[Row], threads: int) -> Table:
 def _cell(us: float | None, best: bool) -> str:
     if us is None:
         return "[bold red]wrong[/]"
-    return f"[bold]{us:.3g}[/]" if best else f"{us:.3g}"
+    digits = f"{us:,.0f}" if us >= 1000 else f"{us:.3g}"
+    return f"[bold]{digits}[/]" if best else digits
 
 
 def _memory_table(rows: Sequence[Row]) -> Table:
