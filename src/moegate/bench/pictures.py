@@ -66,7 +66,8 @@ def draw_bars(rows: Sequence[Row], base: Path, *, title: str) -> list[Path]:
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
     figure.suptitle(title, fontsize=12, y=1.0)
     figure.legend(handles, names, loc="upper center", ncols=min(4, len(names)), fontsize=8, bbox_to_anchor=(0.5, 0.0))
-    figure.text(0.5, -0.09 if len(names) > 4 else -0.06, source(rows[-1]), ha="center", fontsize=7, color=_GREY)
+    below_legend = -(0.45 + 0.18 * -(-len(names) // 4)) / figure.get_figheight()
+    figure.text(0.5, below_legend, source(rows[-1]), ha="center", fontsize=7, color=_GREY)
     figure.tight_layout()
     files = save(figure, base)
     plt.close(figure)
@@ -97,6 +98,7 @@ def _draw_panel(axis: Any, cases: dict[str, dict[int, Row]], number: int, colour
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, 0.5), high * 1.6)
     axis.xaxis.set_major_formatter("{x:g}")
+    axis.margins(y=0.01)
     axis.set_yticks(ticks, labels, fontsize=8)
     if not axis.yaxis_inverted():
         axis.invert_yaxis()
