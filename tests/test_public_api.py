@@ -11,7 +11,7 @@ import pytest
 import moegate
 
 SOURCE = Path(__file__).parents[1] / "src"
-LEAVES = ("ascend", "hf", "trace", "report", "lab", "cli")
+LEAVES = ("ascend", "bench", "hf", "trace", "report", "lab", "cli")
 
 PUBLIC = {
     "Capacity",

@@ -15,5 +15,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager[object]:
         torch.float32
     """
     device = like.device.type
-    # The meta device, for one, has no autocast.
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    # The meta device, for one, has no autocast. Entering a context costs more than a small gate.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -9,6 +9,7 @@ from torch import Tensor
 import moegate
 from moegate import recipes
 from moegate.dispatch import METHODS, combine, dispatch, make_plan, padded_plan, soft_plan
+from moegate.dispatch.row_plan import RowPlan
 from moegate.records import Routing
 from moegate.rule import RoutingRule
 
@@ -150,6 +151,47 @@ def test_rows_are_sorted_by_expert_then_token() -> None:
     assert pairs == sorted(pairs)
     edges = routing.edges()
     assert sorted(pairs) == sorted(zip(edges.expert.tolist(), edges.token.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["sorted", "padded"])
+def test_what_a_plan_says_of_its_rows(method: str) -> None:
+    routing = routed(11, RULES["tight capacity"], token_mask=torch.arange(11) != 4)
+    plan = make_plan(routing, method)
+    assert isinstance(plan, RowPlan)
+    seen = []
+    for row, (token, weight, slot) in enumerate(
+        zip(plan.token.tolist(), plan.weight.tolist(), plan.slot.tolist(), strict=True)
+    ):
+        if slot < 0:
+            assert (token, weight) == (11, 0.0) and method == "padded"
+            continue
+        k = slot % routing.top_k
+        assert token == slot // routing.top_k and weight == routing.weights[token, k].item()
+        assert plan.inverse[token, k].item() == row
+        seen.append(slot)
+    assert sorted(seen) == (routing.expert_index.flatten() >= 0).nonzero().flatten().tolist()
+    assert plan.inverse.ge(0).equal(routing.expert_index >= 0)
+
+
+@pytest.mark.parametrize("method", ["sorted", "padded"])
+def test_narrow_indices_and_any_strides(method: str) -> None:
+    routing = routed(9, RULES["olmoe"])
+    plan = make_plan(routing, method)
+    for index in (routing.expert_index.int(), routing.expert_index.mT.contiguous().mT):
+        other = make_plan(routing.with_assignment(index, routing.weights.mT.contiguous().mT), method)
+        assert isinstance(plan, RowPlan) and isinstance(other, RowPlan)
+        assert other.slot.equal(plan.slot) and other.inverse.equal(plan.inverse) and other.counts.equal(plan.counts)
+        hidden = torch.randn(9, HIDDEN)
+        assert other.scatter(other.gather(hidden)).equal(plan.scatter(plan.gather(hidden)))
+
+
+@pytest.mark.parametrize("wrong", [NUM_EXPERTS, -2, 10**9])
+def test_an_expert_that_is_none_is_refused(wrong: int) -> None:
+    routing = routed(5, RULES["mixtral"])
+    index = routing.expert_index.clone()
+    index[3, 1] = wrong
+    with pytest.raises(RuntimeError, match="an empty slot is -1"):
+        make_plan(routing.with_assignment(index, routing.weights))
 
 
 def test_padding_is_refused_when_it_is_too_small() -> None:

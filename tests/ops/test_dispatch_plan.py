@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], Tensor], int]] = {
     "many experts": (lambda: drawn(19, 8, 1031), 1031),
     "int32": (lambda: drawn(23, 3, 5).int(), 5),
     "transposed": (lambda: drawn(4, 29, 6).mT, 6),
-    "every other": (lambda: drawn(22, 10, 6)[::2, 1::3].int(), 6),
+    "every other": (lambda: drawn(22, 10, 6)[::2, 1::3], 6),
     "one row for all": (lambda: drawn(1, 6, 4).expand(12, 6), 4),
     "one slot for all": (lambda: torch.tensor([[2]]).expand(8, 5), 4),
 }
@@ -303,6 +303,7 @@ for implementation in IMPLEMENTATIONS:
 
 @pytest.mark.skipif(not KERNELS.loaded, reason=f"the reference needs no memory of its own: {KERNELS.reason}")
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills fresh memory with a byte")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer brings an allocator of its own")
 def test_on_poisoned_memory(request: pytest.FixtureRequest) -> None:
     """Kernels allocate in C++, where the poison of the other tests does not reach; the C library has one of its own."""
     done = subprocess.run(

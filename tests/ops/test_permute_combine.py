@@ -333,6 +333,7 @@ for implementation in IMPLEMENTATIONS:
 
 @pytest.mark.skipif(not KERNELS.loaded, reason=f"the reference needs no memory of its own: {KERNELS.reason}")
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills fresh memory with a byte")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer brings an allocator of its own")
 def test_on_poisoned_memory(request: pytest.FixtureRequest) -> None:
     """Kernels allocate in C++, where the poison of the other tests does not reach; the C library has one of its own."""
     done = subprocess.run(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moegate.ops import OPERATORS
+from moegate.ops import operators
 
 PACKAGES = ("moegate", "torch", "numpy", "safetensors")
 OPTIONAL = {
@@ -90,7 +90,7 @@ def survey() -> dict[str, Any]:
         },
         "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
         "gpus": gpus(),
-        "operators": [asdict(operator) for operator in OPERATORS],
+        "operators": [asdict(operator) for operator in operators()],
     }
 
 

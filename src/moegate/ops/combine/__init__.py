@@ -12,8 +12,7 @@ from torch import Tensor
 from moegate.ops.combine.derivatives import register_derivatives
 from moegate.ops.combine.operators import define_operators
 from moegate.ops.combine.reference import combine_reference
-from moegate.ops.permute.calling import fitting_weights, needs_graph
-from moegate.ops.permute.shapes import ELEMENTS
+from moegate.ops.permute.calling import fitting_weights, needs_graph, needs_reference
 
 __all__ = ["combine"]
 
@@ -49,7 +48,7 @@ def combine(rows_RD: Tensor, slot_R: Tensor, inverse_TK: Tensor, weights_TK: Ten
             "fit: expected [R, D], [R] and [T, K]."
         )
     weights_TK = fitting_weights(weights_TK, inverse_TK, rows_RD.dtype)
-    if rows_RD.dtype not in ELEMENTS:
+    if needs_reference(rows_RD):
         return combine_reference(rows_RD, slot_R, inverse_TK, weights_TK)
     if needs_graph(rows_RD, weights_TK):
         return _combine(rows_RD, slot_R, inverse_TK, weights_TK)  # type: ignore[no-any-return]

@@ -28,27 +28,24 @@ struct Slots {
 };
 
 // to[first + i] = Σ_k weight[k] · row_k[first + i] for `kWidth` times sixteen elements; the sums stay in registers.
+// The same part of the next token's rows is fetched on the way: they lie too far apart to be foreseen.
 template <int kWidth, bool kWeighted, class Element>
 inline void add_block(
     const Slots<Element>& slots, const Slots<Element>& next, int64_t first, int64_t count, Element* to) {
-  using Lanes = typename Wide<Element>::Lanes;
   using Real = typename Wide<Element>::Real;
-  Lanes sums[kWidth];
-  for (int i = 0; i < kWidth; ++i) spread(Real(0), sums[i]);
+  typename Wide<Element>::Lanes sums[kWidth];
+  for (int i = 0; i < kWidth; ++i) sums[i] = spread(Real(0));
   for (int64_t k = 0; k < slots.top_k; ++k) {
+    if constexpr (kWidth == 4) prefetch(next.at(k) + first, kBlock);
     if (slots.row[k] < 0) continue;
     const Element* from = slots.at(k) + first;
-    if constexpr (kWidth == 4) prefetch(next.at(k) + first, kBlock);
-    Lanes factor;
-    if constexpr (kWeighted) spread(slots.weights[k], factor);
     for (int i = 0; i < kWidth; ++i) {
-      Lanes values;
-      load_up_to(from + i * kLanes, count, values);
-      if constexpr (kWeighted) values = values * factor;
+      auto values = load_lanes(from + i * kLanes, count);
+      if constexpr (kWeighted) values = values * spread(slots.weights[k]);
       sums[i] = sums[i] + values;
     }
   }
-  for (int i = 0; i < kWidth; ++i) store_up_to(sums[i], to + first + i * kLanes, count);
+  for (int i = 0; i < kWidth; ++i) store_lanes(to + first + i * kLanes, sums[i], count);
 }
 
 template <bool kWeighted, class Element>
@@ -59,42 +56,61 @@ inline void add_token(const Slots<Element>& slots, const Slots<Element>& next, i
   if (first < size) add_block<1, kWeighted>(slots, next, first, size - first, to);
 }
 
+// Rows and tokens of one type.
 template <class Element>
-bool in_range(const Slots<Element>& slots, int64_t num_rows) {
-  bool inside = true;
-  for (int64_t k = 0; k < slots.top_k; ++k) inside = inside && slots.row[k] >= -1 && slots.row[k] < num_rows;
-  return inside;
-}
+struct Tokens {
+  using Real = typename Wide<Element>::Real;
+
+  const CombineArguments& a;
+  const Element* rows = static_cast<const Element*>(a.rows);
+  const Element* partner = static_cast<const Element*>(a.partner);
+  const Real* weights = static_cast<const Real*>(a.weights);
+
+  Slots<Element> slots_of(int64_t token) const {
+    const int64_t slot = token * a.top_k;
+    return {rows, a.row_stride, a.inverse + slot, weights == nullptr ? nullptr : weights + slot, a.top_k};
+  }
+  bool in_range(const Slots<Element>& slots) const {
+    bool inside = true;
+    for (int64_t k = 0; k < slots.top_k; ++k) inside = inside && slots.row[k] >= -1 && slots.row[k] < a.num_rows;
+    return inside;
+  }
+
+  void write(int64_t token, const Slots<Element>& slots, const Slots<Element>& next) const {
+    // First, so that the rows are in the cache when they are added.
+    if (a.dots != nullptr) write_dots(token, slots);
+    if (a.out == nullptr) return;
+    Element* to = static_cast<Element*>(a.out) + token * a.hidden_size;
+    weights == nullptr ? add_token<false>(slots, next, a.hidden_size, to)
+                       : add_token<true>(slots, next, a.hidden_size, to);
+  }
+
+  void write_dots(int64_t token, const Slots<Element>& slots) const {
+    const Element* other = partner + token * a.partner_stride;
+    Real* dots = static_cast<Real*>(a.dots) + token * a.top_k;
+    for (int64_t k = 0; k < a.top_k; ++k) {
+      dots[k] = slots.row[k] < 0 ? Real(0) : dot(slots.at(k), other, a.hidden_size);
+    }
+  }
+};
 
 template <class Element>
 bool combine(const CombineArguments& a, int64_t begin, int64_t end) {
-  using Real = typename Wide<Element>::Real;
-  const Element* partner = static_cast<const Element*>(a.partner);
-  const Real* weights = static_cast<const Real*>(a.weights);
+  const Tokens<Element> tokens{a};
   bool sound = true;
+  if (begin == end) return sound;
+  Slots<Element> slots = tokens.slots_of(begin);
+  bool inside = tokens.in_range(slots);
   for (int64_t token = begin; token < end; ++token) {
-    const int64_t slot = token * a.top_k;
-    const Slots<Element> slots{
-        static_cast<const Element*>(a.rows), a.row_stride, a.inverse + slot,
-        weights == nullptr ? nullptr : weights + slot, a.top_k};
-    if (!in_range(slots, a.num_rows)) {
+    const Slots<Element> next = tokens.slots_of(token + 1 < end ? token + 1 : token);
+    const bool next_inside = tokens.in_range(next);
+    if (inside) {
+      tokens.write(token, slots, next_inside ? next : slots);
+    } else {
       sound = false;
-      continue;
     }
-    if (a.dots != nullptr) {
-      // First, so that the rows are in the cache when they are added.
-      const Element* other = partner + token * a.partner_stride;
-      Real* dots = static_cast<Real*>(a.dots) + slot;
-      for (int64_t k = 0; k < a.top_k; ++k) {
-        dots[k] = slots.row[k] < 0 ? Real(0) : dot(slots.at(k), other, a.hidden_size);
-      }
-    }
-    if (a.out == nullptr) continue;
-    Element* to = static_cast<Element*>(a.out) + token * a.hidden_size;
-    Slots<Element> next = slots;
-    if (token + 1 < end) next.row += a.top_k;
-    weights == nullptr ? add_token<false>(slots, next, a.hidden_size, to)
-                       : add_token<true>(slots, next, a.hidden_size, to);
+    slots = next;
+    inside = next_inside;
   }
   return sound;
 }

@@ -1,27 +1,69 @@
-// Loops over the elements of one row, and dot products whose order of additions depends on the row's length alone.
+// Rows of elements, sixteen at a time: products and sums with the same bits on every instruction set, and dot products
+// whose order of additions depends on the row's length alone.
 #pragma once
 
 #include "cpu/element.h"
-#include "cpu/lanes.h"
+#include "cpu/vector.h"
 
 namespace moegate::MOEGATE_ISA {
+namespace {
 
+// --- sixteen elements, in the type that they are computed in ----------------------------------------------------------
+
+struct SixteenDoubles {
+  Doubles low, high;
+};
+
+inline SixteenDoubles operator+(SixteenDoubles a, SixteenDoubles b) { return {a.low + b.low, a.high + b.high}; }
+inline SixteenDoubles operator*(SixteenDoubles a, SixteenDoubles b) { return {a.low * b.low, a.high * b.high}; }
+
+template <class Element>
+struct Wide {
+  using Real = float;
+  using Lanes = Floats;
+};
+template <>
+struct Wide<double> {
+  using Real = double;
+  using Lanes = SixteenDoubles;
+};
+
+inline Floats spread(float value) { return floats(value); }
+inline SixteenDoubles spread(double value) { return {doubles(value), doubles(value)}; }
+
+// Lanes from `count` elements, at most sixteen; the lanes behind them are 0.
+template <class Element>
+inline Floats load_lanes(const Element* from, int64_t count) {
+  return count == kLanes ? load_as_floats(from) : load_as_floats(from, count);
+}
+inline SixteenDoubles load_lanes(const double* from, int64_t count) {
+  if (count == kLanes) return {load(from), load(from + kHalfLanes)};
+  double block[kLanes] = {};
+  std::memcpy(block, from, count * sizeof(double));
+  return {load(block), load(block + kHalfLanes)};
+}
+
+template <class Element>
+inline void store_lanes(Element* to, Floats values, int64_t count) {
+  count == kLanes ? store_as_elements(to, values) : store_as_elements(to, values, count);
+}
+inline void store_lanes(double* to, SixteenDoubles values, int64_t count) {
+  double block[kLanes];
+  double* whole = count == kLanes ? to : block;
+  store(whole, values.low);
+  store(whole + kHalfLanes, values.high);
+  if (count != kLanes) std::memcpy(to, block, count * sizeof(double));
+}
+
+// --- a row --------------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kBlock = 4 * kLanes;
+
+// Which of a block's four parts is visited, known to the compiler.
 template <int kIndex>
 struct Part {
   static constexpr int index = kIndex;
 };
-
-constexpr int64_t kBlock = 4 * kLanes;
-
-template <class Element, class Lanes>
-inline void load_up_to(const Element* from, int64_t count, Lanes& out) {
-  count == kLanes ? load(from, out) : load_part(from, count, out);
-}
-
-template <class Element, class Lanes>
-inline void store_up_to(const Lanes& values, Element* to, int64_t count) {
-  count == kLanes ? store(values, to) : store_part(values, to, count);
-}
 
 template <class Visit, int kIndex>
 [[gnu::always_inline]] inline void visit_rest(int64_t first, int64_t size, const Visit& visit, Part<kIndex> part) {
@@ -44,26 +86,30 @@ template <class Visit>
   visit_rest(first, size, visit, Part<0>{});
 }
 
-// Four running sums of sixteen lanes each, so that additions do not wait for each other.
-template <class Lanes, class Real>
+// The sum of products as four running sums of sixteen lanes each, so that additions do not wait for each other.
+template <class Element>
 struct Dot {
-  Lanes part[4];
+  using Real = typename Wide<Element>::Real;
+  using Lanes = typename Wide<Element>::Lanes;
 
-  Dot() {
-    for (Lanes& lanes : part) spread(Real(0), lanes);
+  Lanes part[4] = {spread(Real(0)), spread(Real(0)), spread(Real(0)), spread(Real(0))};
+
+  Real value() const {
+    Real lanes[kLanes];
+    store_lanes(lanes, (part[0] + part[1]) + (part[2] + part[3]), kLanes);
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t i = 0; i < width; ++i) lanes[i] = lanes[i] + lanes[i + width];
+    }
+    return lanes[0];
   }
-  Real value() const { return sum<Real>((part[0] + part[1]) + (part[2] + part[3])); }
 };
 
 template <class Element>
 inline typename Wide<Element>::Real dot(const Element* left, const Element* right, int64_t size) {
-  using Lanes = typename Wide<Element>::Lanes;
-  Dot<Lanes, typename Wide<Element>::Real> sums;
+  Dot<Element> sums;
   each_sixteen(size, [&](auto part, int64_t first, int64_t count) __attribute__((always_inline)) {
-    Lanes a, b;
-    load_up_to(left + first, count, a);
-    load_up_to(right + first, count, b);
-    sums.part[part.index] = sums.part[part.index] + a * b;
+    sums.part[part.index] =
+        sums.part[part.index] + load_lanes(left + first, count) * load_lanes(right + first, count);
   });
   return sums.value();
 }
@@ -75,8 +121,9 @@ inline void with_element(moegate::Element element, const Run& run) {
     case moegate::Element::float32: return run(float{});
     case moegate::Element::float64: return run(double{});
     case moegate::Element::bfloat16: return run(BFloat16{});
-    case moegate::Element::float16: return run(Float16{});
+    case moegate::Element::float16: return run(Half{});
   }
 }
 
+} // namespace
 } // namespace moegate::MOEGATE_ISA

@@ -1,10 +1,12 @@
 """The four classic ways to find the k greatest, on the same keys, so that they can be studied against each other.
 
-The keys are the unique int64 keys of the reference, which hold value and index; so all four keep the whole contract
-of ``ordered_topk``, and differ in time and memory only. The operator itself uses ``torch.topk`` on these keys.
+The keys are unique integers that hold value and index; so all four keep the whole contract of ``ordered_topk``, and
+differ in time and memory only. ``topk_by_algorithm`` runs one of them in C++, one scalar implementation each, where the
+kernels are; the functions here are its reference, in PyTorch, NumPy and plain Python.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moegate.ops.library import KERNELS, define, register_fake
 from moegate.ops.ordered_topk.reference import index_of_key, unique_keys
 
 BLOCK_SIZE = 256
@@ -37,7 +40,7 @@ def heap(values: Tensor, k: int) -> Tensor:
         [[1, 2, 3]]
     """
     keys = unique_keys(values)
-    best = [heapq.nlargest(k, row) for row in keys.reshape(-1, keys.shape[-1]).tolist()]
+    best = [heapq.nlargest(k, row) for row in keys.reshape(math.prod(keys.shape[:-1]), keys.shape[-1]).tolist()]
     return index_of_key(torch.tensor(best, dtype=torch.int64).view(*keys.shape[:-1], k), keys.shape[-1])
 
 
@@ -80,3 +83,67 @@ ALGORITHMS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "blocked": blocked,
 }
 """Each algorithm by its name: ``values [..., N]`` (at most float32) and ``k`` to indices ``[..., k]``."""
+
+
+NAMES = tuple(ALGORITHMS)
+"""The names of the algorithms; the place of a name is the number that the operator knows it by."""
+
+
+def topk_by_algorithm(values: Tensor, k: int, algorithm: str) -> Tensor:
+    """Indices of the ``k`` greatest values of each row, by the algorithm that is asked for.
+
+    Args:
+        values: ``[..., N]`` floating point, at most float32.
+        k: how many, ``0 <= k <= N``.
+        algorithm: one of ``NAMES``.
+
+    Returns:
+        ``[..., k]`` int64, those of ``ordered_topk``.
+
+    Raises:
+        ValueError: for an unknown algorithm, a ``k`` out of range, or float64.
+
+    Example:
+        >>> topk_by_algorithm(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), 3, "heap").tolist()
+        [[1, 2, 3]]
+    """
+    number = _number(algorithm)
+    if values.dtype == torch.float64 or not values.is_floating_point():
+        raise ValueError(f"values are {values.dtype}; the keys hold float32, bfloat16 and float16.")
+    if values.ndim == 0 or not 0 <= k <= values.shape[-1]:
+        raise ValueError(f"k={k} is out of range for values of shape {tuple(values.shape)}.")
+    rows = values.detach().float().reshape(math.prod(values.shape[:-1]), values.shape[-1])
+    index: Tensor = torch.ops.moegate.topk_by_algorithm(rows, k, number)
+    return index.view(*values.shape[:-1], k)
+
+
+def scratch_bytes(algorithm: str, num_elements: int, k: int) -> int | None:
+    """Bytes that one thread of the C++ algorithm allocates beside input and output; None without the kernels.
+
+    ``full_sort`` and ``quickselect`` move ``N`` keys of 8 bytes, ``heap`` holds ``k``, ``blocked`` one block and two
+    lists of ``k``.
+
+    Example:
+        >>> scratch_bytes("heap", 2048, 8) in (64, None)
+        True
+    """
+    number = _number(algorithm)
+    return int(torch.ops.moegate.topk_by_algorithm_scratch(num_elements, k, number)) if KERNELS.loaded else None
+
+
+def _number(algorithm: str) -> int:
+    if algorithm not in NAMES:
+        raise ValueError(f"No algorithm is called {algorithm!r}: choose one of {', '.join(NAMES)}.")
+    return NAMES.index(algorithm)
+
+
+def _reference(values: Tensor, k: int, algorithm: int) -> Tensor:
+    return ALGORITHMS[NAMES[algorithm]](values, k)
+
+
+def _fake(values: Tensor, k: int, algorithm: int) -> Tensor:
+    return values.new_empty(values.shape[0], k, dtype=torch.int64)
+
+
+define("topk_by_algorithm(Tensor values, int k, int algorithm) -> Tensor", _reference)
+register_fake("topk_by_algorithm", _fake)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from moegate.ops.library import define, register_fake
-from moegate.ops.permute.calling import fitting_weights, needs_graph
+from moegate.ops.permute.calling import fitting_weights, needs_graph, needs_reference
 from moegate.ops.permute.reference import check_range, permute_reference
-from moegate.ops.permute.shapes import ELEMENTS, check_matrix, check_places, check_weights
+from moegate.ops.permute.shapes import check_matrix, check_places, check_weights
 
 __all__ = ["permute"]
 
@@ -65,7 +65,7 @@ def permute(hidden_TD: Tensor, slot_R: Tensor, inverse_TK: Tensor, weights_TK: T
             "expected [T, D] and [T, K]."
         )
     weights_TK = fitting_weights(weights_TK, inverse_TK, hidden_TD.dtype)
-    if hidden_TD.dtype not in ELEMENTS:
+    if needs_reference(hidden_TD):
         return permute_reference(hidden_TD, slot_R, inverse_TK, weights_TK)
     if needs_graph(hidden_TD, weights_TK):
         return _permute(hidden_TD, slot_R, inverse_TK, weights_TK)  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from moegate.ops.permute.reference import wide_type
+from moegate.ops.permute.shapes import ELEMENTS
 
 
 def fitting_weights(weights_TK: Tensor | None, inverse_TK: Tensor, element: torch.dtype) -> Tensor | None:
@@ -15,13 +16,26 @@ def fitting_weights(weights_TK: Tensor | None, inverse_TK: Tensor, element: torc
         raise ValueError(
             f"weights {tuple(weights_TK.shape)} must be {tuple(inverse_TK.shape)}, one for each slot of inverse."
         )
-    wide = torch.float64 if element is torch.float64 else wide_type(element)
+    wide = wide_type(element)
     return weights_TK if weights_TK.dtype is wide else weights_TK.to(wide)
+
+
+def needs_reference(values: Tensor) -> bool:
+    """Whether the reference serves the call: for other types, and where derivatives are taken in another way.
+
+    ``torch.func`` and forward-mode derivatives can't see through an operator with a formula of its own, but through the
+    reference, which is made of PyTorch's operators.
+    """
+    if values.dtype not in ELEMENTS:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
 def needs_graph(values: Tensor, weights: Tensor | None) -> bool:
     """Whether the call must go through autograd, which costs several microseconds even where it records nothing."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level():
+    if torch.compiler.is_compiling():
         return True
     wanted = values.requires_grad or (weights is not None and weights.requires_grad)
     return wanted and torch.is_grad_enabled()

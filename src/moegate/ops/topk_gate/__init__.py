@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moegate.ops import library
-from moegate.ops.topk_gate.options import Options, mode_of, options_for
+from moegate.ops.topk_gate.options import Options, keeps_logsumexp, mode_of, options_for
 from moegate.ops.topk_gate.reference import (
     Statistics,
     gate,
@@ -68,6 +68,11 @@ def _statistics_fake(  # noqa: PLR0913, PLR0917 - the schema of the operator
     mode: int,
 ) -> Statistics:
     num_tokens, num_experts = logits_TE.shape
+    for name, values in (("bias", bias_E), ("token_mask", token_mask_T)):
+        if values is not None and values.device != logits_TE.device:
+            raise ValueError(
+                f"{name} is on {values.device} and the logits are on {logits_TE.device}: move one of them."
+            )
     choice = mode_of(mode)
     weights_TK = logits_TE.new_empty(num_tokens, top_k, dtype=torch.float32)
     return Statistics(
@@ -99,7 +104,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     logits_TE, options = inputs[0], Options(*inputs[3:])
     _, index_TK, _, logsumexp_T, chosen_TK = output
     # Without a logsumexp no gradient goes beyond the chosen experts.
-    kept_TE = logits_TE if mode_of(options.mode).with_logsumexp else None
+    kept_TE = logits_TE if keeps_logsumexp(options.mode) else None
     ctx.save_for_backward(index_TK, chosen_TK, logsumexp_T, kept_TE)
     ctx.set_materialize_grads(False)
     ctx.arguments = (logits_TE.shape[-1], logits_TE.dtype, options.eps, options.scale, options.mode)
@@ -113,6 +118,8 @@ def _backward(
     grad_logsumexp_T: Tensor | None,
     grad_chosen_TK: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
+    if not keeps_logsumexp(ctx.arguments[-1]):
+        grad_logsumexp_T = None  # of an empty output
     grads = (grad_weights_TK, grad_logsumexp_T, grad_chosen_TK)
     grad_TE = None
     if any(grad is not None for grad in grads):
@@ -250,5 +257,9 @@ def _check_token_mask(token_mask_T: Tensor, num_tokens: int, logits_TE: Tensor) 
 def _check_shape(name: str, values: Tensor, shape: tuple[int, ...], logits_TE: Tensor) -> None:
     if values.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(values.shape)}.")
+    _check_device(name, values, logits_TE)
+
+
+def _check_device(name: str, values: Tensor, logits_TE: Tensor) -> None:
     if values.device != logits_TE.device:
         raise ValueError(f"{name} is on {values.device} and the logits are on {logits_TE.device}: move one of them.")

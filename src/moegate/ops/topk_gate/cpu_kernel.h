@@ -38,12 +38,16 @@ struct GateArguments {
   float* weights; // [T, K]
   void* index;    // [T, K]
   bool narrow_index; // int32, otherwise int64
-  float* chosen;      // [T, K] logits of the chosen, or null
-  double* logsumexp;  // [T], or null
+  float* chosen;     // [T, K] logits of the chosen, or null
+  double* logsumexp; // [T], or null
 };
 
 struct GateGradientArguments {
-  GateRule rule;
+  GateScore weight_score;
+  bool renormalize;
+  double eps;
+  double scale;
+  int64_t top_k;
   int64_t num_experts;
   const float* grad_weights; // [T, K], or null
   int64_t grad_weights_strides[2];
@@ -51,11 +55,11 @@ struct GateGradientArguments {
   int64_t grad_chosen_strides[2];
   const double* grad_logsumexp; // [T], or null
   int64_t grad_logsumexp_stride;
-  const void* index; // [T, K]
+  const void* index; // [T, K], different experts; -1 in an empty slot
   bool narrow_index;
-  const float* chosen;      // [T, K]
-  const double* logsumexp;  // [T], or null
-  const void* logits;       // [T, E], or null
+  const float* chosen;     // [T, K]
+  const double* logsumexp; // [T], or null
+  const void* logits;      // [T, E], or null: no gradient goes beyond the chosen
   int64_t token_stride;
   int64_t expert_stride;
   GateElement element; // of the logits and of their gradient
@@ -71,6 +75,7 @@ MOEGATE_DECLARE_KERNEL(
     void, topk_gate_rows,
     (const GateArguments& arguments, void* scratch, int64_t* counts, int64_t begin, int64_t end));
 MOEGATE_DECLARE_KERNEL(int64_t, topk_gate_gradient_scratch, (const GateGradientArguments& arguments));
+// False when an index is no expert.
 MOEGATE_DECLARE_KERNEL(
-    void, topk_gate_gradient_rows,
+    bool, topk_gate_gradient_rows,
     (const GateGradientArguments& arguments, void* scratch, int64_t begin, int64_t end));

@@ -36,7 +36,7 @@ def weights_gradient(
         return grad_chosen_TK, -grad_chosen_TK.sum(dim=-1)
     if mode.weight_score == "softmax_selected":
         return score_TK * (grad_TK - (grad_TK * score_TK).sum(dim=-1, keepdim=True)), None
-    return grad_TK * _slopes(chosen_TK, score_TK, mode.weight_score), None
+    return _times_slope(grad_TK, chosen_TK, score_TK, mode.weight_score), None
 
 
 def _scores(z: Tensor, logsumexp_T: Tensor, score: str) -> Tensor:
@@ -52,13 +52,11 @@ def _scores(z: Tensor, logsumexp_T: Tensor, score: str) -> Tensor:
     return z.relu() if score == "relu" else z
 
 
-def _slopes(z: Tensor, scores: Tensor, score: str) -> Tensor:
+def _times_slope(grad: Tensor, z: Tensor, scores: Tensor, score: str) -> Tensor:
     if score == "sigmoid":
-        return scores * (-z).sigmoid()
+        return grad * (scores * (-z).sigmoid())
     if score == "sqrt_softplus":
         # sigmoid(z) / (2 s); in the tail both are exp(z), and s its root.
         in_tail = z < _TAIL
-        return torch.where(in_tail, scores / 2, z.sigmoid() / (2 * scores.masked_fill(in_tail, 1.0)))
-    if score == "relu":
-        return (z > 0).to(z.dtype)
-    return torch.ones_like(z)
+        return grad * torch.where(in_tail, scores / 2, z.sigmoid() / (2 * scores.masked_fill(in_tail, 1.0)))
+    return torch.where(z <= 0, 0.0, grad) if score == "relu" else grad

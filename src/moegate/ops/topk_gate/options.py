@@ -1,5 +1,6 @@
 """How a gate's rule travels to the operators: a few numbers, and one integer whose bits are its choices."""
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -44,7 +45,16 @@ class Mode(NamedTuple):
         return SCORES.index(self.score) | SCORES.index(self.weight_score) << 4 | flags << 8
 
 
-@lru_cache(maxsize=1024)
+def keeps_logsumexp(bits: int) -> bool:
+    """``mode_of(bits).with_logsumexp``, for those who look at nothing else.
+
+    Example:
+        >>> keeps_logsumexp(Mode("relu", "relu", False, False, False, False, False, True).bits())
+        True
+    """
+    return bool(bits >> 8 >> _FLAGS.index("with_logsumexp") & 1)
+
+
 def mode_of(bits: int) -> Mode:
     """The choices in the bits of a mode.
 
@@ -138,5 +148,5 @@ def _check_numbers(eps: float, scale: float) -> None:
             raise TypeError(f"{name} must be a number, got {value!r}.")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative or NaN, got {eps}.")
-    if not (scale >= 0 or scale < 0):  # a compiler may hold the number as a symbol, which math.isnan does not take
+    if not -math.inf <= scale <= math.inf:  # unlike math.isnan, this can be compiled for any number
         raise ValueError("scale must be a number, got NaN.")
