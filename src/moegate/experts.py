@@ -1,30 +1,15 @@
 """Experts: the feed-forward networks behind the router, in one tensor per projection."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moegate.ops import grouped_mm
+from moegate.ops.experts import ACTIVATIONS, GATED, PLAIN, experts
 from moegate.parts import check_choice, check_positive_integer
 
 __all__ = ["Experts", "SharedExperts"]
-
-
-def _relu_squared(values: Tensor) -> Tensor:
-    return functional.relu(values).square()
-
-
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu2": _relu_squared,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-_GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": functional.silu, "geglu": functional.gelu}
-_ACTIVATIONS = (*_GATED, *_PLAIN)
 
 
 class Experts(nn.Module):
@@ -49,12 +34,12 @@ class Experts(nn.Module):
             ("intermediate_size", intermediate_size),
         ):
             check_positive_integer(name, value)
-        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("activation", activation, ACTIVATIONS)
         self.num_experts = num_experts
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
         self.activation = activation
-        if activation in _GATED:
+        if activation in GATED:
             self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
         else:
             self.up_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
@@ -77,13 +62,8 @@ class Experts(nn.Module):
         """
         if not rows_RD.is_meta and torch.is_autocast_enabled(rows_RD.device.type):
             rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
-        if self.activation in _GATED:
-            both_R2F = grouped_mm(rows_RD, self.gate_up_proj.to(rows_RD.dtype), offsets_E)
-            gate_RF, up_RF = both_R2F.chunk(2, dim=-1)
-            inner_RF = _GATED[self.activation](gate_RF) * up_RF
-        else:
-            inner_RF = _PLAIN[self.activation](grouped_mm(rows_RD, self.up_proj.to(rows_RD.dtype), offsets_E))
-        return grouped_mm(inner_RF, self.down_proj.to(rows_RD.dtype), offsets_E)
+        up = self.gate_up_proj if self.activation in GATED else self.up_proj
+        return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""
@@ -101,19 +81,19 @@ class SharedExperts(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str = "swiglu") -> None:
         super().__init__()
-        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
-        if activation in _GATED:
+        if activation in GATED:
             self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The output ``[..., D]`` of hidden states ``[..., D]``."""
-        if self.activation in _GATED:
-            inner = _GATED[self.activation](_linear(hidden, self.gate_proj)) * _linear(hidden, self.up_proj)
+        if self.activation in GATED:
+            inner = GATED[self.activation](_linear(hidden, self.gate_proj)) * _linear(hidden, self.up_proj)
         else:
-            inner = _PLAIN[self.activation](_linear(hidden, self.up_proj))
+            inner = PLAIN[self.activation](_linear(hidden, self.up_proj))
         return _linear(inner, self.down_proj)
 
     def reset_parameters(self) -> None:

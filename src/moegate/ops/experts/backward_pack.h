@@ -51,7 +51,8 @@ inline void fill_up(float* to, int64_t columns) {
   for (int64_t column = columns; column < whole_vectors(columns); ++column) to[column] = 0.0f;
 }
 
-inline void pack(Singles, const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+inline void pack(
+    Singles, const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
   for (int64_t row = 0; row < rows; ++row) {
     prefetch_below(from, from_row * 4, columns * 4);
     int64_t column = 0;

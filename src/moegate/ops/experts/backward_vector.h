@@ -85,6 +85,7 @@ struct Singles {
 };
 
 #if MOEGATE_ISA_avx512_bf16
+// The instruction takes subnormal numbers as zero.
 struct Pairs {
   using Unit = uint32_t;
   static constexpr int64_t values = 2;

@@ -5,6 +5,7 @@
 #include "experts/cpu_vector.h"
 
 namespace moegate::MOEGATE_ISA {
+namespace {
 
 static inline Vector choose(Integers mask, Vector yes, Vector no) { return mask ? yes : no; }
 
@@ -66,9 +67,9 @@ static inline Vector activate(Activation activation, Vector x) {
       return relu(x);
     case Activation::relu2:
       return relu(x) * relu(x);
-    default:
-      return x;
   }
+  return x;
 }
 
+} // namespace
 } // namespace moegate::MOEGATE_ISA

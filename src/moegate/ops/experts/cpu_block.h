@@ -8,6 +8,7 @@
 #include "experts/cpu_vector.h"
 
 namespace moegate::MOEGATE_ISA {
+namespace {
 
 constexpr int64_t kBlockColumns = 4;
 
@@ -153,4 +154,5 @@ __attribute__((noinline)) static void multiply_panel(const Panel<Type>& panel) {
   for (; column < panel.columns; column += kBlockColumns) multiply_block<Type, Rows, 0>(panel, column, nullptr);
 }
 
+} // namespace
 } // namespace moegate::MOEGATE_ISA

@@ -19,7 +19,7 @@ class TileWalk {
   static constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(Element));
 
   TileWalk(const Product& product, const Tile& tile, const Tile* next, void* scratch)
-      : product_(product), tile_(tile), next_(next), sides_(is_gated(product.activation) ? 2 : 1),
+      : product_(product), tile_(tile), next_(next), sides_(sides_of(product)),
         copies_(product.length > kChunk && tile.rows >= kCopiedRows), panel_columns_(panel_columns(product)) {
     if (copies_) {
       copy_rows(static_cast<Element*>(scratch));
@@ -145,7 +145,7 @@ class TileWalk {
     const Vector second = sides_ == 2 ? load_vector(second_sums) : broadcast(1.0f);
     Type::store(
         static_cast<Element*>(product_.out) + row * product_.out_stride + column,
-        activate(product_.activation, first) * second, count);
+        product_.activates ? activate(product_.activation, first) * second : first, count);
     if (product_.before == nullptr) return;
     Element* const before = static_cast<Element*>(product_.before) + row * product_.before_stride + column;
     Type::store(before, first, count);

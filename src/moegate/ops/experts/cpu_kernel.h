@@ -7,15 +7,15 @@
 
 namespace moegate {
 
-// The order of the names in Python, then none for the second product.
-enum class Activation : int64_t { swiglu = 0, geglu = 1, gelu = 2, relu2 = 3, relu = 4, silu = 5, none = 6 };
+enum class Activation : int64_t { swiglu = 0, geglu = 1, gelu = 2, relu2 = 3, relu = 4, silu = 5 };
 
-constexpr bool is_gated(Activation activation) {
+// Internal linkage: what is compiled for one instruction set is never merged with the same for another.
+static constexpr bool is_gated(Activation activation) {
   return activation == Activation::swiglu || activation == Activation::geglu;
 }
 
-// out[r, c] = act(sum over k of weights[e, c, k] · rows[r, k]) for the rows r of expert e. Gated: weights hold
-// 2 · columns rows, gate first, and out[r, c] = act(gate) · up. All strides count elements; along k they are 1.
+// out[r, c] = sum over k of weights[e, c, k] · rows[r, k] for the rows r of expert e, or that activated. Gated: weights
+// hold 2 · columns rows, gate first, and out[r, c] = act(gate) · up. All strides count elements; along k they are 1.
 struct Product {
   const void* rows;
   const void* weights;
@@ -24,6 +24,7 @@ struct Product {
   int64_t row_stride, expert_stride, column_stride, out_stride, before_stride;
   int64_t length, columns;
   Activation activation;
+  bool activates;
   bool bfloat16; // else float32
 };
 
@@ -37,8 +38,12 @@ constexpr int64_t kPanelColumns = 16;  // columns whose weights stay in the firs
 constexpr int64_t kChunkBytes = 2048;  // of the reduction, of each row and column: a panel then fills 32 KB
 constexpr int64_t kCopiedRows = 16;    // from so many rows on a tile works on copies that lie closer together
 
+static constexpr int64_t sides_of(const Product& product) {
+  return product.activates && is_gated(product.activation) ? 2 : 1;
+}
+
 // What a thread needs for the copies of tiles of up to `rows` rows.
-constexpr int64_t scratch_bytes(const Product& product, int64_t rows) {
+static constexpr int64_t scratch_bytes(const Product& product, int64_t rows) {
   const int64_t row_bytes = product.length * (product.bfloat16 ? 2 : 4);
   const int64_t copied = (row_bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes;
   return row_bytes > kChunkBytes && rows >= kCopiedRows ? rows * copied : 0;

@@ -4,7 +4,9 @@
 #include "experts/backward_pack.h"
 #include "experts/backward_tile.h"
 
-// Lambdas and templates over `Value` serve both dtypes: float, and uint16_t for the bits of a bfloat16.
+// The five steps of a task are three products and what surrounds them. Weights and rows are read where they lie, in
+// blocks that are packed into the second-level cache; see backward_tile.h for the innermost loop. `Value` is float, or
+// uint16_t for the bits of a bfloat16.
 namespace moegate::MOEGATE_ISA {
 namespace {
 
@@ -91,29 +93,25 @@ void copy_left(Pairs, Matrix<uint16_t> left, int64_t from, int64_t depth, int64_
 }
 #endif
 
-// result = left [rows, depth] . right [depth, columns], the reduction along the rows of `left`.
-template <class Value>
-void multiply(
-    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch,
-    Result result) {
+// result = left . right, one block of the reduction after the other; `place_left(from, taken, product)` says where the
+// units of the left operand's block are.
+template <class Value, class PlaceLeft>
+void multiply_blocks(
+    Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch, const Result& result,
+    PlaceLeft place_left) {
   using Mode = typename ModeOf<Value>::type;
-  const bool in_place = sizeof(Value) * Mode::values == 4 && depth % Mode::values == 0;
   Product product{};
-  product.left_step = 4;
-  product.right = scratch.right;
   product.right_step = 4 * kTileColumns;
   product.result = result.values;
   product.result_row = result.row;
   product.halves_row = result.halves_row;
   for (int64_t from = 0; from < depth; from += kBackwardDepth) {
     const int64_t taken = smaller(kBackwardDepth, depth - from);
-    pack_right<Mode>(right, from, taken, columns, scratch.right);
-    if (!in_place) copy_left(Mode{}, left, from, taken, rows, scratch.left);
-    product.cold = in_place;
-    product.left = in_place ? reinterpret_cast<const char*>(left.values + from) : scratch.left;
-    product.left_row = in_place ? left.row * static_cast<int64_t>(sizeof(Value)) : 4 * kBackwardDepth;
-    product.steps = (taken + Mode::values - 1) / Mode::values;
     const bool complete = from + taken == depth;
+    pack_right<Mode>(right, from, taken, columns, scratch.right);
+    place_left(from, taken, product);
+    product.right = scratch.right;
+    product.steps = (taken + Mode::values - 1) / Mode::values;
     product.fresh = result.fresh && from == 0;
     product.halves = complete ? result.halves : nullptr;
     product.stream = complete && result.stream;
@@ -121,34 +119,38 @@ void multiply(
   }
 }
 
-// result = left^T [rows, depth] . right [depth, columns], the reduction down the columns of both.
+// result = left [rows, depth] . right [depth, columns]
+template <class Value>
+void multiply(
+    Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch,
+    const Result& result) {
+  using Mode = typename ModeOf<Value>::type;
+  const bool in_place = sizeof(Value) * Mode::values == 4 && depth % Mode::values == 0;
+  multiply_blocks(
+      right, rows, depth, columns, scratch, result, [&](int64_t from, int64_t taken, Product& product) {
+        if (!in_place) copy_left(Mode{}, left, from, taken, rows, scratch.left);
+        product.left = in_place ? reinterpret_cast<const char*>(left.values + from) : scratch.left;
+        product.left_row = in_place ? left.row * static_cast<int64_t>(sizeof(Value)) : 4 * kBackwardDepth;
+        product.left_step = 4;
+        product.cold = in_place;
+      });
+}
+
+// result = left^T [rows, depth] . right [depth, columns]: both operands lie along the reduction.
 template <class Value>
 void multiply_transposed(
     Matrix<Value> left, Matrix<Value> right, int64_t rows, int64_t depth, int64_t columns, const Scratch& scratch,
-    Result result) {
+    const Result& result) {
   using Mode = typename ModeOf<Value>::type;
-  Product product{};
-  product.left = scratch.left;
-  product.left_row = 4;
-  product.left_step = 4 * whole_vectors(rows);
-  product.right = scratch.right;
-  product.right_step = 4 * kTileColumns;
-  product.result = result.values;
-  product.result_row = result.row;
-  product.halves_row = result.halves_row;
-  for (int64_t from = 0; from < depth; from += kBackwardDepth) {
-    const int64_t taken = smaller(kBackwardDepth, depth - from);
-    pack_right<Mode>(right, from, taken, columns, scratch.right);
-    pack(
-        Mode{}, left.values + from * left.row, left.row, taken, rows,
-        reinterpret_cast<typename Mode::Unit*>(scratch.left), whole_vectors(rows));
-    product.steps = (taken + Mode::values - 1) / Mode::values;
-    const bool complete = from + taken == depth;
-    product.fresh = result.fresh && from == 0;
-    product.halves = complete ? result.halves : nullptr;
-    product.stream = complete && result.stream;
-    multiply_block<Mode>(product, rows, columns);
-  }
+  const int64_t width = whole_vectors(rows);
+  multiply_blocks(
+      right, rows, depth, columns, scratch, result, [&](int64_t from, int64_t taken, Product& product) {
+        auto* to = reinterpret_cast<typename Mode::Unit*>(scratch.left);
+        pack(Mode{}, left.values + from * left.row, left.row, taken, rows, to, width);
+        product.left = scratch.left;
+        product.left_row = 4;
+        product.left_step = 4 * width;
+      });
 }
 
 void read(const float* from, float* to, int64_t count) { std::memcpy(to, from, 4 * count); }
@@ -189,8 +191,8 @@ void inner_step(const BackwardArguments& a, const BackwardTask& task, const Scra
   const Result result{scratch.result, whole_vectors(columns)};
   multiply(left, right, task.last - task.first, a.hidden, columns, scratch, result);
   for (int64_t row = task.first; row < task.last; ++row) {
-    finish_inner<Value>(
-        a, row, row - task.start + task.between, task.left, result.values + (row - task.first) * result.row, columns);
+    float* grad = result.values + (row - task.first) * result.row;
+    finish_inner<Value>(a, row, row - task.start + task.between, task.left, grad, columns);
   }
 }
 

@@ -2,17 +2,11 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "experts/cpu_kernel.h" // the activations
 
 #include <cstdint>
 
 namespace moegate {
-
-enum class Activation : int64_t { swiglu = 0, geglu = 1, gelu = 2, relu2 = 3, relu = 4, silu = 5 };
-
-// Internal linkage: what is compiled for one instruction set is never merged with the same for another.
-static constexpr bool is_gated(Activation activation) {
-  return activation == Activation::swiglu || activation == Activation::geglu;
-}
 
 // What a task computes, for the rows of one expert:
 //   inner      from grad_out, down and pre: the gradient before the activation, and the inner values once more

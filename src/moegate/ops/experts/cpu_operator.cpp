@@ -82,8 +82,8 @@ int64_t tile_columns(const Product& product, const std::vector<int64_t>& ends, i
     all += (end - begin + kTileRows - 1) / kTileRows * product.columns;
     begin = end;
   }
-  const int64_t sides = is_gated(product.activation) ? 2 : 1;
-  const int64_t column_bytes = std::max<int64_t>(product.length * sides * (product.bfloat16 ? 2 : 4), 1);
+  const int64_t element_bytes = product.bfloat16 ? 2 : 4;
+  const int64_t column_bytes = std::max<int64_t>(product.length * sides_of(product) * element_bytes, 1);
   const int64_t panels = std::max(all / (threads * kTilesPerThread), kTileBytes / column_bytes) / kPanelColumns;
   return std::max<int64_t>(panels, 1) * kPanelColumns;
 }
@@ -156,17 +156,25 @@ void zero_from(const Tensor& tensor, int64_t row) {
   torch::stable::zero_(tail);
 }
 
-Product product_of(const Tensor& rows, const Tensor& weights, const Tensor& out, Activation activation) {
-  return {
-      rows.const_data_ptr(), weights.const_data_ptr(), out.mutable_data_ptr(), nullptr,
-      rows.stride(0), weights.stride(0), weights.stride(1), out.stride(0), 0,
-      rows.size(1), out.size(1), activation, rows.scalar_type() == ScalarType::BFloat16};
+Product product_of(const Tensor& rows, const Tensor& weights, const Tensor& out) {
+  Product product{};
+  product.rows = rows.const_data_ptr();
+  product.weights = weights.const_data_ptr();
+  product.out = out.mutable_data_ptr();
+  product.row_stride = rows.stride(0);
+  product.expert_stride = weights.stride(0);
+  product.column_stride = weights.stride(1);
+  product.out_stride = out.stride(0);
+  product.length = rows.size(1);
+  product.columns = out.size(1);
+  product.bfloat16 = rows.scalar_type() == ScalarType::BFloat16;
+  return product;
 }
 
 std::tuple<Tensor, Tensor> experts(
     Tensor given_rows, Tensor given_up, Tensor given_down, Tensor offsets, int64_t activation_index, bool keep) {
   check(
-      activation_index >= 0 && activation_index < static_cast<int64_t>(Activation::none),
+      activation_index >= 0 && activation_index <= static_cast<int64_t>(Activation::silu),
       "activation must be 0 to 5, got ", activation_index, ".");
   const auto activation = static_cast<Activation>(activation_index);
   const Sizes sizes = check_sizes(given_rows, given_up, given_down, offsets, activation);
@@ -176,13 +184,15 @@ std::tuple<Tensor, Tensor> experts(
   const Tensor inner = torch::stable::new_empty(rows, {sizes.rows, sizes.columns});
   const Tensor out = torch::stable::new_empty(rows, {sizes.rows, sizes.hidden});
   const Tensor pre = torch::stable::new_empty(rows, {keep ? sizes.rows : 0, up.size(1)});
-  Product first = product_of(rows, up, inner, activation);
+  Product first = product_of(rows, up, inner);
+  first.activates = true;
+  first.activation = activation;
   if (keep) {
     first.before = pre.mutable_data_ptr();
     first.before_stride = pre.stride(0);
   }
   multiply(first, ends);
-  multiply(product_of(inner, down, out, Activation::none), ends);
+  multiply(product_of(inner, down, out), ends);
   const int64_t owned = ends.empty() ? 0 : ends.back();
   zero_from(out, owned);
   if (keep) zero_from(pre, owned);

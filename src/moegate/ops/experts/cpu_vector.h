@@ -14,6 +14,7 @@
 #endif
 
 namespace moegate::MOEGATE_ISA {
+namespace {
 
 #if defined(MOEGATE_ISA_avx512) || defined(MOEGATE_ISA_avx512_bf16)
 constexpr int64_t kLanes = 16;
@@ -141,4 +142,5 @@ struct BFloat16 {
   }
 };
 
+} // namespace
 } // namespace moegate::MOEGATE_ISA
