@@ -30,6 +30,8 @@ _PURPOSES = {
     "grouped_mm": "one matrix product per expert over sorted rows",
 }
 _REFERENCE_ONLY = {"grouped_mm": "matrix products are PyTorch's"}
+# Where Python chooses between the kernel and the composition, by instruction set, the kernel has a name of its own.
+_KERNEL_NAMES = {"experts_backward": "experts_backward_kernel"}
 
 
 def operators() -> tuple[Operator, ...]:
@@ -43,7 +45,8 @@ def operators() -> tuple[Operator, ...]:
 
 
 def _served(name: str, purpose: str) -> Operator:
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
+    kernel = f"{NAMESPACE}::{_KERNEL_NAMES.get(name, name)}"
+    if KERNELS.loaded and torch._C._dispatch_has_kernel_for_dispatch_key(kernel, "CPU"):
         return Operator(name, purpose, "kernel (C++)", KERNELS.reason)
     reason = _REFERENCE_ONLY.get(name, KERNELS.reason)
     return Operator(name, purpose, "reference (PyTorch)", reason)
