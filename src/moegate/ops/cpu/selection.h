@@ -9,8 +9,9 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
-constexpr int32_t kExcludedKey = INT32_MIN;
-constexpr int32_t kNanKey = INT32_MIN + 1;
+// The least integer is no key, so that one less than any key is an integer too.
+constexpr int32_t kExcludedKey = INT32_MIN + 1;
+constexpr int32_t kNanKey = INT32_MIN + 2;
 constexpr int32_t kMinusInfinityKey = static_cast<int32_t>(0x807fffff);
 
 // Integers in the order of the floats: -0 like +0, NaN below -inf.
@@ -48,31 +49,47 @@ inline int64_t count_reaching(const int32_t* keys, int64_t size, int32_t bound) 
   return count;
 }
 
-// The k-th greatest of 32 keys.
-inline int32_t kth_of_32(Ints a, Ints b, int64_t k) {
-  int32_t all[2 * kLanes];
-  store(all, a);
-  store(all + kLanes, b);
-  Ints reach_a = ints(0), reach_b = ints(0);
-  for (int64_t i = 0; i < 2 * kLanes; ++i) {
-    const Ints other = ints(all[i]);
-    reach_a = count_at_least(reach_a, other, a);
-    reach_b = count_at_least(reach_b, other, b);
+// The k-th greatest of 16 or 32 keys.
+template <int64_t blocks>
+inline int32_t kth_of_few(const Ints (&keys)[blocks], int64_t k) {
+  int32_t all[blocks * kLanes];
+  Ints reaching[blocks];
+  for (int64_t block = 0; block < blocks; ++block) {
+    store(all + block * kLanes, keys[block]);
+    reaching[block] = ints(0);
   }
-  const Ints least_count = ints(static_cast<int32_t>(k)), none = ints(INT32_MIN);
-  return greatest(maximum(
-      select(at_least(reach_a, least_count), a, none), select(at_least(reach_b, least_count), b, none)));
+  for (int64_t i = 0; i < blocks * kLanes; ++i) {
+    const Ints other = ints(all[i]);
+    for (int64_t block = 0; block < blocks; ++block) {
+      reaching[block] = count_at_least(reaching[block], other, keys[block]);
+    }
+  }
+  Ints found = ints(INT32_MIN);
+  const Ints enough = ints(static_cast<int32_t>(k));
+  for (int64_t block = 0; block < blocks; ++block) {
+    found = maximum(found, select(at_least(reaching[block], enough), keys[block], ints(INT32_MIN)));
+  }
+  return greatest(found);
 }
 
-inline int32_t bound_from_32_lanes(const int32_t* keys, int64_t size, int64_t k) {
-  Ints a = ints(INT32_MIN), b = a;
+// A bound from the maxima of 16 or 32 lanes, for at most as many: at least k keys reach what k of the maxima reach.
+template <int64_t blocks>
+inline int32_t bound_from_few_lanes(const int32_t* keys, int64_t size, int64_t k) {
+  Ints most[blocks];
+  for (int64_t block = 0; block < blocks; ++block) most[block] = ints(INT32_MIN);
   int64_t i = 0;
-  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-    a = maximum(a, load(keys + i));
-    b = maximum(b, load(keys + i + kLanes));
+  for (; i + blocks * kLanes <= size; i += blocks * kLanes) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      most[block] = maximum(most[block], load(keys + i + block * kLanes));
+    }
   }
-  if (i < size) a = maximum(a, load(keys + i));
-  return kth_of_32(a, b, k);
+  if (i < size) most[0] = maximum(most[0], load(keys + i));
+  return kth_of_few(most, k);
+}
+
+// With half as many maxima as lanes the bound lets few more keys pass, at half the work.
+inline int32_t bound_for_few(const int32_t* keys, int64_t size, int64_t k) {
+  return 2 * k <= kLanes ? bound_from_few_lanes<1>(keys, size, k) : bound_from_few_lanes<2>(keys, size, k);
 }
 
 // A bound that at least k keys reach and, where there is such a one, at most `most`; otherwise the k-th greatest key.
@@ -111,7 +128,7 @@ inline int32_t bound_from_lanes(const int32_t* keys, int64_t size, int64_t k, in
 }
 
 inline int32_t bound_of(const Selection& selection, int64_t size, int64_t k) {
-  if (k <= kLanes) return bound_from_32_lanes(selection.keys, padded(size), k);
+  if (k <= kLanes) return bound_for_few(selection.keys, padded(size), k);
   const int64_t width = padded(3 * k);
   if (width <= kMostMaxima && 2 * width <= size) {
     return bound_from_lanes(selection.keys, size, k, width, selection.maxima);
@@ -211,6 +228,77 @@ inline void sort_descending(int64_t* values, int64_t count) {
   }
 }
 
+// --- few candidates: the same without a branch that depends on their number ---------------------------------------
+
+constexpr int64_t kFew = 2 * kLanes;
+
+struct Few {
+  int32_t keys[kFew + kLanes]; // in the order of their places, then kExcludedKey
+  int32_t places[kFew + kLanes];
+  int64_t count;
+};
+
+// Whether no more than kFew keys reach the bound. They are in `few` then.
+inline bool gather_few(const int32_t* keys, int64_t size, int32_t bound, Few& few) {
+  const Ints bounds = ints(bound);
+  Ints place = lane_numbers();
+  int64_t count = 0;
+  for (int64_t i = 0; i < size && count <= kFew; i += kLanes) {
+    const Ints block = load(keys + i);
+    const Mask reaches = at_least(block, bounds);
+    append(few.keys + count, reaches, block);
+    count += append(few.places + count, reaches, place);
+    place = place + ints(kLanes);
+  }
+  few.count = count;
+  if (count > kFew) return false;
+  store(few.keys + count, ints(kExcludedKey));
+  return true;
+}
+
+// How many of the keys come before each: a greater one, or an equal one on its left.
+template <int64_t blocks>
+inline void slots_of_few(const int32_t* keys, Ints (&slots)[blocks]) {
+  // A window that slides over it holds a single 1, in any lane.
+  static constexpr int32_t kOneHot[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+  Ints beaten_above[blocks]; // one less than the key where `other` is on its left, so that an equal one counts
+  for (int64_t block = 0; block < blocks; ++block) {
+    beaten_above[block] = load(keys + block * kLanes) + ints(-1);
+    slots[block] = ints(0);
+  }
+  for (int64_t i = 0; i < blocks * kLanes; ++i) {
+    Ints& own = beaten_above[i / kLanes];
+    own = own + load(kOneHot + kLanes - 1 - i % kLanes);
+    const Ints other = ints(keys[i]);
+    for (int64_t block = 0; block < blocks; ++block) {
+      slots[block] = count_greater(slots[block], other, beaten_above[block]);
+    }
+  }
+}
+
+template <int64_t blocks>
+inline void order_few(const Few& few, int32_t* order) {
+  Ints slots[blocks];
+  slots_of_few(few.keys, slots);
+  int32_t slot_of[blocks * kLanes];
+  for (int64_t block = 0; block < blocks; ++block) store(slot_of + block * kLanes, slots[block]);
+  for (int64_t i = 0; i < blocks * kLanes; ++i) order[slot_of[i]] = few.places[i];
+}
+
+inline void order_few(const Few& few, int32_t* order) {
+  if (few.count <= kLanes) order_few<1>(few, order);
+  else order_few<2>(few, order);
+}
+
+// Orders a row of at most 16 keys.
+inline void order_one_block(const int32_t* keys, int32_t* order) {
+  Ints slots[1];
+  slots_of_few(keys, slots);
+  int32_t slot_of[kLanes];
+  store(slot_of, slots[0]);
+  for (int64_t i = 0; i < kLanes; ++i) order[slot_of[i]] = static_cast<int32_t>(i);
+}
+
 // --- all together -------------------------------------------------------------------------------------------------
 
 inline int64_t gather_candidates(const Selection& selection, int64_t size, int64_t k, int32_t* places) {
@@ -223,21 +311,18 @@ inline int64_t gather_candidates(const Selection& selection, int64_t size, int64
   return count >= 0 ? count : gather_exactly(keys, blocks, bound, places, k);
 }
 
-// The places of the k greatest of `size` keys, best first. The answer lies in the memory of the keys.
-inline const int32_t* select_greatest(const Selection& selection, int64_t size, int64_t k) {
+// Whether so few are chosen that their candidates are few as well, but for ties.
+inline bool chooses_few(int64_t size, int64_t k) { return k <= kLanes || size <= kLanes; }
+
+inline const int32_t* select_among_many(const Selection& selection, int64_t size, int64_t k) {
   int64_t* unique = selection.unique;
-  int64_t count = size;
-  if (size <= 2 * kLanes) {
-    for (int64_t i = 0; i < size; ++i) unique[i] = unique_key(selection.keys[i], static_cast<int32_t>(i));
-  } else {
-    // The places lie in the upper half of the unique keys' memory: those overwrite only what has been read.
-    int32_t* places = reinterpret_cast<int32_t*>(unique) + selection.capacity + kLanes;
-    count = gather_candidates(selection, size, k, places);
-    for (int64_t i = 0; i < count; ++i) {
-      int32_t place;
-      std::memcpy(&place, places + i, sizeof place);
-      unique[i] = unique_key(selection.keys[place], place);
-    }
+  // The places lie in the upper half of the unique keys' memory: those overwrite only what has been read.
+  int32_t* places = reinterpret_cast<int32_t*>(unique) + selection.capacity + kLanes;
+  const int64_t count = gather_candidates(selection, size, k, places);
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t place;
+    std::memcpy(&place, places + i, sizeof place);
+    unique[i] = unique_key(selection.keys[place], place);
   }
   int32_t* order = selection.keys;
   if (count <= kCountedRank) {
@@ -247,6 +332,21 @@ inline const int32_t* select_greatest(const Selection& selection, int64_t size, 
     for (int64_t i = 0; i < k; ++i) order[i] = place_of(unique[i]);
   }
   return order;
+}
+
+// The places of the k greatest of `size` keys, best first. The answer lies in the memory of the keys.
+inline const int32_t* select_greatest(const Selection& selection, int64_t size, int64_t k) {
+  int32_t* keys = selection.keys;
+  if (size <= kLanes) {
+    order_one_block(keys, keys);
+    return keys;
+  }
+  Few few;
+  if (chooses_few(size, k) && gather_few(keys, padded(size), bound_for_few(keys, padded(size), k), few)) {
+    order_few(few, keys);
+    return keys;
+  }
+  return select_among_many(selection, size, k);
 }
 
 } // namespace

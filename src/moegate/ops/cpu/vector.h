@@ -42,6 +42,17 @@ inline void store_as_elements(Element* to, Floats values, int64_t count) {
   std::memcpy(to, block, count * sizeof(Element));
 }
 
+// Eight elements of a row, by their places.
+template <class Element>
+inline Doubles gathered(const Element* row, const int32_t* places) {
+#if MOEGATE_ISA_scalar
+  return each_lane<kHalfLanes>([&](int64_t i) { return static_cast<double>(to_float(row[places[i]])); });
+#else
+  const auto at = [&](int64_t i) { return to_float(row[places[i]]); };
+  return widened(_mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
+#endif
+}
+
 // The lanes added in one fixed order.
 inline double sum_of_lanes(Doubles a) {
   double v[kHalfLanes];

@@ -134,6 +134,10 @@ inline Ints count_at_least(Ints counts, Ints x, Ints y) {
   const Mask holds = at_least(x, y);
   return {_mm256_sub_epi32(counts.a, holds.a), _mm256_sub_epi32(counts.b, holds.b)};
 }
+inline Ints count_greater(Ints counts, Ints x, Ints y) {
+  const Mask holds = greater(x, y);
+  return {_mm256_sub_epi32(counts.a, holds.a), _mm256_sub_epi32(counts.b, holds.b)};
+}
 inline int32_t greatest(Ints x) {
   const __m256i eight = _mm256_max_epi32(x.a, x.b);
   const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -156,17 +160,40 @@ inline Ints flip_negative(Ints x) { return {flip_negative(x.a), flip_negative(x.
 inline Ints as_ints(Floats x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 inline Floats as_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 
-// Lane i of step s holds lane (i + s) % 16; s is 8, 4, 2 or 1.
-template <int step>
-inline Ints rotated(Ints x) {
-  if constexpr (step == 8) {
-    return {x.b, x.a};
-  } else {
-    const __m256i next_to_a = _mm256_permute2x128_si256(x.a, x.b, 0x21); // the upper half of a, the lower half of b
-    const __m256i next_to_b = _mm256_permute2x128_si256(x.b, x.a, 0x21);
-    if constexpr (step == 4) return {next_to_a, next_to_b};
-    return {_mm256_alignr_epi8(next_to_a, x.a, 4 * step), _mm256_alignr_epi8(next_to_b, x.b, 4 * step)};
+// Two vectors that hold every lane of `x` and of `y` once, arranged so that combining them lane by lane, level after
+// level, reduces sixteen vectors to one: a first step of level 0 for each neighbouring pair, then of level 1, 2 and 3.
+struct PairOfInts {
+  Ints first, second;
+};
+inline __m256i shuffled_evens(__m256i x, __m256i y) {
+  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0x88));
+}
+inline __m256i shuffled_odds(__m256i x, __m256i y) {
+  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0xdd));
+}
+template <int level>
+inline PairOfInts interleaved(Ints x, Ints y) {
+  if constexpr (level == 0) return {{x.a, y.a}, {x.b, y.b}};
+  if constexpr (level == 1) {
+    return {
+        {_mm256_permute2x128_si256(x.a, x.b, 0x20), _mm256_permute2x128_si256(y.a, y.b, 0x20)},
+        {_mm256_permute2x128_si256(x.a, x.b, 0x31), _mm256_permute2x128_si256(y.a, y.b, 0x31)}};
   }
+  if constexpr (level == 2) {
+    return {
+        {_mm256_unpacklo_epi64(x.a, y.a), _mm256_unpacklo_epi64(x.b, y.b)},
+        {_mm256_unpackhi_epi64(x.a, y.a), _mm256_unpackhi_epi64(x.b, y.b)}};
+  }
+  return {
+      {shuffled_evens(x.a, y.a), shuffled_evens(x.b, y.b)}, {shuffled_odds(x.a, y.a), shuffled_odds(x.b, y.b)}};
+}
+// Puts the lanes of the last step in the order of the sixteen vectors: a transposition of four by four.
+inline Ints in_order_of_vectors(Ints x) {
+  // Rows 0, 1 lie in x.a and rows 2, 3 in x.b; columns 0, 1 go to the first half.
+  const __m256i low = _mm256_unpacklo_epi32(x.a, x.b); // 0 2 | 1 3 of columns 0 and 1
+  const __m256i high = _mm256_unpackhi_epi32(x.a, x.b);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return {_mm256_permutevar8x32_epi32(low, order), _mm256_permutevar8x32_epi32(high, order)};
 }
 
 // For each set of lanes, the numbers of those lanes in order: three bits each, the first lowest.

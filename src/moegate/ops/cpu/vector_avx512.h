@@ -77,6 +77,9 @@ inline Ints select(Mask mask, Ints a, Ints b) { return {_mm512_mask_mov_epi32(b.
 inline Ints count_at_least(Ints counts, Ints a, Ints b) {
   return {_mm512_mask_add_epi32(counts.v, at_least(a, b).v, counts.v, _mm512_set1_epi32(1))};
 }
+inline Ints count_greater(Ints counts, Ints a, Ints b) {
+  return {_mm512_mask_add_epi32(counts.v, greater(a, b).v, counts.v, _mm512_set1_epi32(1))};
+}
 inline int32_t greatest(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 inline int32_t least(Ints a) { return _mm512_reduce_min_epi32(a.v); }
 
@@ -88,13 +91,24 @@ inline Ints flip_negative(Ints a) {
 inline Ints as_ints(Floats a) { return {_mm512_castps_si512(a.v)}; }
 inline Floats as_floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
 
-// Lane i of step s holds lane (i + s) % 16; s is 8, 4, 2 or 1.
-template <int step>
-inline Ints rotated(Ints a) {
-  if constexpr (step == 8) return {_mm512_shuffle_i64x2(a.v, a.v, 0x4e)};
-  if constexpr (step == 4) return {_mm512_shuffle_i64x2(a.v, a.v, 0x39)};
-  if constexpr (step == 2) return {_mm512_alignr_epi32(a.v, a.v, 2)};
-  if constexpr (step == 1) return {_mm512_alignr_epi32(a.v, a.v, 1)};
+// Two vectors that hold every lane of `a` and of `b` once, arranged so that combining them lane by lane, level after
+// level, reduces sixteen vectors to one: a first step of level 0 for each neighbouring pair, then of level 1, 2 and 3.
+struct PairOfInts {
+  Ints first, second;
+};
+template <int level>
+inline PairOfInts interleaved(Ints a, Ints b) {
+  if constexpr (level == 0) return {{_mm512_shuffle_i64x2(a.v, b.v, 0x44)}, {_mm512_shuffle_i64x2(a.v, b.v, 0xee)}};
+  if constexpr (level == 1) return {{_mm512_shuffle_i64x2(a.v, b.v, 0x88)}, {_mm512_shuffle_i64x2(a.v, b.v, 0xdd)}};
+  if constexpr (level == 2) return {{_mm512_unpacklo_epi64(a.v, b.v)}, {_mm512_unpackhi_epi64(a.v, b.v)}};
+  const __m512 x = _mm512_castsi512_ps(a.v), y = _mm512_castsi512_ps(b.v);
+  return {
+      {_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88))}, {_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd))}};
+}
+// Puts the lanes of the last step in the order of the sixteen vectors: a transposition of four by four.
+inline Ints in_order_of_vectors(Ints a) {
+  const __m512i from = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return {_mm512_permutexvar_epi32(from, a.v)};
 }
 
 // Writes the marked lanes of `a` one after another; up to 16 elements behind them are overwritten too.
@@ -133,7 +147,8 @@ inline Floats narrowed(Doubles lower, Doubles upper) {
 }
 inline void store_narrowed(float* to, Doubles a) { _mm256_storeu_ps(to, _mm512_cvtpd_ps(a.v)); }
 
-inline Doubles load_widened(const float* from) { return {_mm512_cvtps_pd(_mm256_loadu_ps(from))}; }
+inline Doubles widened(__m256 a) { return {_mm512_cvtps_pd(a)}; }
+inline Doubles load_widened(const float* from) { return widened(_mm256_loadu_ps(from)); }
 inline int32_t first_lane(Ints a) { return _mm_cvtsi128_si32(_mm512_castsi512_si128(a.v)); }
 
 inline Floats load_as_floats(const float* from) { return load(from); }

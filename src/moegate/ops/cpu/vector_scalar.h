@@ -135,6 +135,9 @@ inline Doubles select(const HalfMask& mask, const Doubles& a, const Doubles& b) 
 inline Ints count_at_least(const Ints& counts, const Ints& a, const Ints& b) {
   return each_lane<kLanes>([&](int64_t i) { return counts.v[i] + static_cast<int32_t>(a.v[i] >= b.v[i]); });
 }
+inline Ints count_greater(const Ints& counts, const Ints& a, const Ints& b) {
+  return each_lane<kLanes>([&](int64_t i) { return counts.v[i] + static_cast<int32_t>(a.v[i] > b.v[i]); });
+}
 inline Longs count_greater(const Longs& counts, const Longs& a, const Longs& b) {
   return each_lane<kHalfLanes>([&](int64_t i) { return counts.v[i] + static_cast<int64_t>(a.v[i] > b.v[i]); });
 }
@@ -160,11 +163,25 @@ inline Floats as_floats(const Ints& a) {
   return each_lane<kLanes>([&](int64_t i) { return float_of(static_cast<uint32_t>(a.v[i])); });
 }
 
-// Lane i of step s holds lane (i + s) % 16; s is 8, 4, 2 or 1.
-template <int step>
-inline Ints rotated(const Ints& a) {
-  return each_lane<kLanes>([&](int64_t i) { return a.v[(i + step) % kLanes]; });
+// Two vectors that hold every lane of `a` and of `b` once, arranged so that combining them lane by lane, level after
+// level, reduces sixteen vectors to one: a first step of level 0 for each neighbouring pair, then of level 1, 2 and 3.
+struct PairOfInts {
+  Ints first, second;
+};
+template <int level>
+inline PairOfInts interleaved(const Ints& a, const Ints& b) {
+  constexpr int64_t lanes_of_each = kLanes >> (level + 1); // that are left of one of the first vectors
+  PairOfInts pair;
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const Ints& from = i < kHalfLanes ? a : b;
+    const int64_t block = (i % kHalfLanes) / lanes_of_each, lane = i % lanes_of_each;
+    pair.first.v[i] = from.v[2 * block * lanes_of_each + lane];
+    pair.second.v[i] = from.v[(2 * block + 1) * lanes_of_each + lane];
+  }
+  return pair;
 }
+// Puts the lanes of the last step in the order of the sixteen vectors.
+inline Ints in_order_of_vectors(const Ints& a) { return a; }
 
 // Writes the marked lanes of `a` one after another; up to 16 elements behind them are overwritten too.
 inline int64_t append(int32_t* to, const Mask& mask, const Ints& a) {

@@ -32,11 +32,6 @@ void write_value_keys(const Row<Element>& row, int32_t* keys) {
   });
 }
 
-void write_value_keys(const Row<int32_t>& row, int32_t* keys) {
-  std::memcpy(keys, row.logits, row.size * sizeof(int32_t));
-  for (int64_t i = row.size; i < padded(row.size); ++i) keys[i] = kExcludedKey;
-}
-
 template <class Element>
 void write_row_keys(const TopKArguments& arguments, const Element* values, const TopKWorkspace& work) {
   const int64_t size = arguments.row_size;
@@ -47,10 +42,16 @@ void write_row_keys(const TopKArguments& arguments, const Element* values, const
 
 void write_row_keys(const TopKArguments& arguments, const int32_t* values, const TopKWorkspace& work) {
   const int64_t size = arguments.row_size;
-  if (arguments.element_stride == 1) return write_value_keys(Row<int32_t>{values, size}, work.selection.keys);
   int32_t* keys = work.selection.keys;
   for (int64_t i = 0; i < size; ++i) keys[i] = values[i * arguments.element_stride];
-  for (int64_t i = size; i < padded(size); ++i) keys[i] = kExcludedKey;
+  for (int64_t i = size; i < padded(size); ++i) keys[i] = INT32_MIN;
+}
+
+const int32_t* select(const TopKArguments& arguments, const Selection& selection) {
+  // Only keys that were made from floats leave the least integer free.
+  return arguments.element == TopKElement::int32_key
+      ? select_among_many(selection, arguments.row_size, arguments.k)
+      : select_greatest(selection, arguments.row_size, arguments.k);
 }
 
 template <class Element>
@@ -63,7 +64,7 @@ void topk_rows(const TopKArguments& arguments, const TopKWorkspace& work, int64_
         if (excluded[j * arguments.excluded_element_stride]) work.selection.keys[j] = kExcludedKey;
       }
     }
-    const int32_t* order = select_greatest(work.selection, arguments.row_size, arguments.k);
+    const int32_t* order = select(arguments, work.selection);
     for (int64_t j = 0; j < arguments.k; ++j) arguments.index[i * arguments.k + j] = order[j];
   }
 }

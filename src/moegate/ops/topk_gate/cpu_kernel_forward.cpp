@@ -8,8 +8,14 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
+// So many tokens go through each stage together: what one waits for, another can use.
+constexpr int64_t kBatch = 8;
+constexpr int64_t kBatchKeys = 4096; // of all tokens together, so that they stay close to the processor
+
 struct Workspace {
-  Selection selection;
+  Selection selection; // its keys are the first token's
+  int64_t batch;       // tokens at once
+  int64_t keys_stride; // from one token's keys to the next one's
   Groups groups;
   float* chosen;     // padded(K)
   float* row;        // padded(E), where the logits of a token are not contiguous
@@ -19,6 +25,11 @@ struct Workspace {
 };
 
 bool has_groups(const GateRule& rule) { return rule.groups_kept < rule.num_groups; }
+
+int64_t tokens_of_a_batch(int64_t keys_of_one) {
+  const int64_t fitting = kBatchKeys / keys_of_one;
+  return fitting < 1 ? 1 : fitting < kBatch ? fitting : kBatch;
+}
 
 Workspace workspace(const GateArguments& arguments, void* memory) {
   const GateRule& rule = arguments.rule;
@@ -32,7 +43,10 @@ Workspace workspace(const GateArguments& arguments, void* memory) {
   Pieces pieces(memory);
   Workspace work{};
   // The groups read up to one block past the last expert.
-  int32_t* keys = pieces.next<int32_t>(padded(num_experts) + kLanes);
+  work.keys_stride = padded(num_experts) + kLanes;
+  const bool in_batches = chooses_few(num_experts, rule.top_k) && arguments.expert_stride == 1;
+  work.batch = in_batches ? tokens_of_a_batch(work.keys_stride) : 1;
+  int32_t* keys = pieces.next<int32_t>(work.batch * work.keys_stride);
   int64_t* unique = pieces.next<int64_t>(capacity + kLanes);
   int32_t* maxima = pieces.next<int32_t>(kMostMaxima);
   work.selection = {keys, unique, capacity, maxima};
@@ -41,7 +55,8 @@ Workspace workspace(const GateArguments& arguments, void* memory) {
   if (copies_bias) work.bias_copy = pieces.next<float>(padded(num_experts));
   work.bias = copies_bias ? work.bias_copy : arguments.bias;
   if (has_groups(rule)) {
-    work.groups = {rule.num_groups, rule.groups_kept, rule.groups_by_top2_sum, pieces.next<bool>(rule.num_groups),
+    work.groups = {rule.num_groups, rule.groups_kept, rule.groups_by_top2_sum,
+                   pieces.next<int32_t>(padded(rule.num_groups)),
                    {pieces.next<int32_t>(padded(rule.num_groups)), unique, capacity, maxima}};
   }
   work.size = pieces.taken();
@@ -50,8 +65,7 @@ Workspace workspace(const GateArguments& arguments, void* memory) {
 
 // The keys of a row, with the experts of dropped groups excluded.
 template <class Element>
-RowFacts rank(const GateRule& rule, const Row<Element>& row, const Workspace& work) {
-  int32_t* keys = work.selection.keys;
+RowFacts rank(const GateRule& rule, const Row<Element>& row, const Workspace& work, int32_t* keys) {
   const bool ranks_scores = work.bias != nullptr || rule.ranks_scores;
   if (!has_groups(rule)) {
     return ranks_scores ? write_score_keys(row, rule.score, work.bias, keys) : write_logit_keys(row, keys);
@@ -104,11 +118,11 @@ float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool
     fill(chosen, top_k, __builtin_nanf(""));
     return chosen[0];
   }
+  int64_t i = 0;
+  for (; i + kHalfLanes <= top_k; i += kHalfLanes) store_narrowed(chosen + i, gathered(row.logits, order + i));
+  for (; i < top_k; ++i) chosen[i] = to_float(row.logits[order[i]]);
   float greatest = -kInfinity;
-  for (int64_t i = 0; i < top_k; ++i) {
-    chosen[i] = to_float(row.logits[order[i]]);
-    greatest = chosen[i] > greatest ? chosen[i] : greatest;
-  }
+  for (i = 0; i < top_k; ++i) greatest = chosen[i] > greatest ? chosen[i] : greatest;
   return greatest;
 }
 
@@ -119,13 +133,12 @@ Softmax softmax_over(const Row<Element>& row, RowFacts facts) {
   return {facts.greatest, softmax_total(row, facts.greatest)};
 }
 
+// Third stage done: everything that is written about a token.
 template <class Element>
-void gate_row(const GateArguments& arguments, const Row<Element>& row, const Workspace& work, int64_t token,
-              int64_t* counts) {
+void write_token(const GateArguments& arguments, const Workspace& work, const Row<Element>& row, RowFacts facts,
+                 int64_t token, const int32_t* order, int64_t* counts) {
   const GateRule& rule = arguments.rule;
   const int64_t top_k = rule.top_k;
-  const RowFacts facts = rank(rule, row, work);
-  const int32_t* order = select_greatest(work.selection, row.size, top_k);
   write_index(arguments, token, order, counts);
   Softmax softmax{look_up(row, order, top_k, facts.has_nan, work.chosen), 0.0};
   if (arguments.chosen != nullptr) {
@@ -141,22 +154,97 @@ void gate_row(const GateArguments& arguments, const Row<Element>& row, const Wor
 }
 
 template <class Element>
-void gate_rows(const GateArguments& arguments, const Workspace& work, int64_t* counts, int64_t begin, int64_t end) {
-  const Element* logits = static_cast<const Element*>(arguments.logits);
-  const int64_t num_experts = arguments.num_experts;
+void gate_one(const GateArguments& arguments, const Workspace& work, const Row<Element>& row, int64_t token,
+              int64_t* counts) {
+  const RowFacts facts = rank(arguments.rule, row, work, work.selection.keys);
+  const int32_t* order = select_greatest(work.selection, row.size, arguments.rule.top_k);
+  write_token(arguments, work, row, facts, token, order, counts);
+}
+
+// A token on its way through the stages.
+struct Passing {
+  int64_t token;
+  int32_t* keys;
+  RowFacts facts;
+  int32_t bound;
+  Few few;
+};
+
+void order_passing(const Workspace& work, Passing& passing, int64_t num_experts, int64_t top_k) {
+  if (num_experts <= kLanes) return order_one_block(passing.keys, passing.keys);
+  if (passing.few.count <= kFew) return order_few(passing.few, passing.keys);
+  Selection selection = work.selection;
+  selection.keys = passing.keys;
+  select_among_many(selection, num_experts, top_k);
+}
+
+template <class Element>
+void gate_batch(const GateArguments& arguments, const Workspace& work, Passing* batch, int64_t count, int64_t* counts) {
+  const int64_t num_experts = arguments.num_experts, top_k = arguments.rule.top_k, size = padded(num_experts);
+  const auto row_of = [&](const Passing& passing) {
+    const Element* logits = static_cast<const Element*>(arguments.logits) + passing.token * arguments.token_stride;
+    return Row<Element>{logits, num_experts};
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    batch[i].facts = rank(arguments.rule, row_of(batch[i]), work, batch[i].keys);
+  }
+  if (num_experts > kLanes) {
+    for (int64_t i = 0; i < count; ++i) batch[i].bound = bound_for_few(batch[i].keys, size, top_k);
+    for (int64_t i = 0; i < count; ++i) gather_few(batch[i].keys, size, batch[i].bound, batch[i].few);
+  }
+  for (int64_t i = 0; i < count; ++i) order_passing(work, batch[i], num_experts, top_k);
+  for (int64_t i = 0; i < count; ++i) {
+    // The order lies in the memory of the keys.
+    write_token(arguments, work, row_of(batch[i]), batch[i].facts, batch[i].token, batch[i].keys, counts);
+  }
+}
+
+bool is_masked(const GateArguments& arguments, int64_t token) {
+  return arguments.token_mask != nullptr && !arguments.token_mask[token * arguments.token_mask_stride];
+}
+
+template <class Element>
+void gate_in_batches(
+    const GateArguments& arguments, const Workspace& work, int64_t* counts, int64_t begin, int64_t end) {
+  Passing batch[kBatch];
+  int64_t count = 0;
+  for (int64_t i = 0; i < work.batch; ++i) batch[i].keys = work.selection.keys + i * work.keys_stride;
   for (int64_t token = begin; token < end; ++token) {
-    if (arguments.token_mask != nullptr && !arguments.token_mask[token * arguments.token_mask_stride]) {
+    if (is_masked(arguments, token)) {
       write_masked_token(arguments, token);
       continue;
     }
-    const Element* start = logits + token * arguments.token_stride;
+    batch[count++].token = token;
+    if (count < work.batch) continue;
+    gate_batch<Element>(arguments, work, batch, count, counts);
+    count = 0;
+  }
+  gate_batch<Element>(arguments, work, batch, count, counts);
+}
+
+template <class Element>
+void gate_one_by_one(
+    const GateArguments& arguments, const Workspace& work, int64_t* counts, int64_t begin, int64_t end) {
+  const int64_t num_experts = arguments.num_experts;
+  for (int64_t token = begin; token < end; ++token) {
+    if (is_masked(arguments, token)) {
+      write_masked_token(arguments, token);
+      continue;
+    }
+    const Element* start = static_cast<const Element*>(arguments.logits) + token * arguments.token_stride;
     if (arguments.expert_stride == 1) {
-      gate_row(arguments, Row<Element>{start, num_experts}, work, token, counts);
+      gate_one(arguments, work, Row<Element>{start, num_experts}, token, counts);
       continue;
     }
     for (int64_t i = 0; i < num_experts; ++i) work.row[i] = to_float(start[i * arguments.expert_stride]);
-    gate_row(arguments, Row<float>{work.row, num_experts}, work, token, counts);
+    gate_one(arguments, work, Row<float>{work.row, num_experts}, token, counts);
   }
+}
+
+template <class Element>
+void gate_rows(const GateArguments& arguments, const Workspace& work, int64_t* counts, int64_t begin, int64_t end) {
+  if (work.batch > 1) return gate_in_batches<Element>(arguments, work, counts, begin, end);
+  gate_one_by_one<Element>(arguments, work, counts, begin, end);
 }
 
 } // namespace

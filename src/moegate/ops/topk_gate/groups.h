@@ -10,11 +10,11 @@ struct Groups {
   int64_t count;
   int64_t kept;
   bool by_top2_sum;
-  bool* is_kept;       // [count]
+  int32_t* limits;     // padded(count): kExcludedKey for a dropped group, otherwise the greatest integer
   Selection selection; // its keys are the groups'
 };
 
-// The two greatest in each lane, and of all lanes.
+// The two greatest of several keys, in each lane.
 struct TopTwo {
   Ints first, second;
 };
@@ -23,16 +23,7 @@ inline TopTwo merged(TopTwo a, TopTwo b) {
   return {maximum(a.first, b.first), maximum(minimum(a.first, b.first), maximum(a.second, b.second))};
 }
 
-template <int step>
-inline TopTwo merged_with_rotated(TopTwo a) {
-  return merged(a, {rotated<step>(a.first), rotated<step>(a.second)});
-}
-
-inline TopTwo across_lanes(TopTwo a) {
-  return merged_with_rotated<1>(merged_with_rotated<2>(merged_with_rotated<4>(merged_with_rotated<8>(a))));
-}
-
-inline TopTwo top_two_of(const int32_t* keys, int64_t size) {
+inline TopTwo top_two_in_lanes(const int32_t* keys, int64_t size) {
   const Ints none = ints(kExcludedKey);
   TopTwo best = {none, none};
   for (int64_t i = 0; i < size; i += kLanes) {
@@ -40,42 +31,61 @@ inline TopTwo top_two_of(const int32_t* keys, int64_t size) {
     const Ints own = size - i < kLanes ? select(first_lanes(size - i), block, none) : block;
     best = {maximum(best.first, own), maximum(best.second, minimum(best.first, own))};
   }
-  return across_lanes(best);
+  return best;
 }
 
-inline int32_t flipped_negative(int32_t key) { return key ^ ((key >> 31) & 0x7fffffff); }
-inline float value_of_key(int32_t key) { return float_of(static_cast<uint32_t>(flipped_negative(key))); }
-inline int32_t sort_key(float value) {
-  return value == value ? flipped_negative(static_cast<int32_t>(bits_of(value + 0.0f))) : kNanKey;
+// The top two of 2^(level + 1) groups from `group` on, each in as many lanes as all have room for.
+template <int level>
+inline TopTwo top_two_of_groups(const int32_t* keys, int64_t size, int64_t group, int64_t count) {
+  if (group >= count) return {ints(kExcludedKey), ints(kExcludedKey)};
+  if constexpr (level < 0) {
+    return top_two_in_lanes(keys + group * size, size);
+  } else {
+    const TopTwo a = top_two_of_groups<level - 1>(keys, size, group, count);
+    const TopTwo b = top_two_of_groups<level - 1>(keys, size, group + (1 << level), count);
+    const PairOfInts first = interleaved<level>(a.first, b.first), second = interleaved<level>(a.second, b.second);
+    return merged({first.first, second.first}, {first.second, second.second});
+  }
 }
-inline int32_t nan_as_minus_infinity(int32_t key) { return key > kMinusInfinityKey ? key : kMinusInfinityKey; }
 
-// The key of a group: of its greatest score, or of the sum of its two greatest; a NaN counts as -inf.
-inline int32_t group_key(TopTwo best, bool by_top2_sum) {
-  const int32_t first = nan_as_minus_infinity(first_lane(best.first));
-  if (!by_top2_sum) return first;
-  return sort_key(value_of_key(first) + value_of_key(nan_as_minus_infinity(first_lane(best.second))));
+// The keys of 16 groups: of their greatest score, or of the sum of their two greatest; a NaN counts as -inf.
+inline Ints group_keys(const Groups& groups, const int32_t* keys, int64_t size, int64_t group) {
+  const TopTwo best = top_two_of_groups<3>(keys, size, group, groups.count);
+  const Ints least = ints(kMinusInfinityKey);
+  const Ints first = maximum(in_order_of_vectors(best.first), least);
+  if (!groups.by_top2_sum) return first;
+  const Ints second = maximum(in_order_of_vectors(best.second), least);
+  return sort_keys(as_floats(flip_negative(first)) + as_floats(flip_negative(second)));
 }
 
 // Decides from the experts' keys which groups are kept; reads up to kLanes keys past the last one.
 inline void choose_groups(const Groups& groups, const int32_t* keys, int64_t num_experts) {
   const int64_t size = num_experts / groups.count;
-  int32_t* group_keys = groups.selection.keys;
-  for (int64_t group = 0; group < groups.count; ++group) {
-    group_keys[group] = group_key(top_two_of(keys + group * size, size), groups.by_top2_sum);
-    groups.is_kept[group] = false;
+  int32_t* judged = groups.selection.keys;
+  for (int64_t group = 0; group < groups.count; group += kLanes) {
+    const int64_t count = groups.count - group < kLanes ? groups.count - group : kLanes;
+    store(judged + group, excluded_past(count, group_keys(groups, keys, size, group)));
   }
-  for (int64_t i = groups.count; i < padded(groups.count); ++i) group_keys[i] = kExcludedKey;
+  if (groups.count <= kLanes) {
+    Ints slots[1];
+    slots_of_few(judged, slots);
+    const Mask kept = greater(ints(static_cast<int32_t>(groups.kept)), slots[0]);
+    store(groups.limits, select(kept, ints(INT32_MAX), ints(kExcludedKey)));
+    return;
+  }
+  for (int64_t group = 0; group < groups.count; ++group) groups.limits[group] = kExcludedKey;
   const int32_t* order = select_greatest(groups.selection, groups.count, groups.kept);
-  for (int64_t i = 0; i < groups.kept; ++i) groups.is_kept[order[i]] = true;
+  for (int64_t i = 0; i < groups.kept; ++i) groups.limits[order[i]] = INT32_MAX;
 }
 
 inline void exclude_dropped_groups(const Groups& groups, int32_t* keys, int64_t num_experts) {
   const int64_t size = num_experts / groups.count;
   for (int64_t group = 0; group < groups.count; ++group) {
-    if (groups.is_kept[group]) continue;
-    int32_t* group_keys = keys + group * size;
-    for (int64_t i = 0; i < size; ++i) group_keys[i] = kExcludedKey;
+    int32_t* own = keys + group * size;
+    const int32_t limit = groups.limits[group];
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(own + i, minimum(load(own + i), ints(limit)));
+    for (; i < size; ++i) own[i] = own[i] < limit ? own[i] : limit;
   }
 }
 
