@@ -1,5 +1,6 @@
 """Experts against a loop over them, and against the experts of transformers with the same weights."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -124,3 +125,23 @@ def test_weights_start_as_those_of_a_linear_layer() -> None:
 def test_sizes_that_are_none(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Experts(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_gradients_are_added_to_the_buffers_of_the_weights(activation: str, wide: bool) -> None:
+    dtype = torch.bfloat16 if wide else torch.float32
+    plain = Experts(3, 8, 16, activation).to(dtype)
+    adding = copy.deepcopy(plain)
+    for weight in adding.parameters():
+        weight.main_grad = torch.ones(weight.shape, dtype=torch.float32)
+    rows, offsets = torch.randn(7, 8, dtype=dtype), torch.tensor([4, 4, 7])
+    for experts in (plain, adding):
+        experts(rows, offsets).float().square().sum().backward()
+    for one, other in zip(plain.parameters(), adding.parameters(), strict=True):
+        assert other.grad is None
+        assert other.main_grad[1].eq(1).all()  # an expert without rows
+        tolerance = 2e-2 if wide else 1e-5
+        torch.testing.assert_close(other.main_grad - 1, one.grad.float(), rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        assert adding(rows, offsets).equal(plain(rows, offsets))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moegate.ops.experts import ACTIVATIONS, GATED, PLAIN, experts
+from moegate.ops.experts.gradient import experts_adding_gradients
 from moegate.parts import check_choice, check_positive_integer
 
 __all__ = ["Experts", "SharedExperts"]
@@ -18,6 +19,10 @@ class Experts(nn.Module):
     Gated activations (``swiglu``, ``geglu``): ``down(act(gate x) · (up x))`` with ``gate_up_proj [E, 2F, D]``,
     gate rows first. Plain ones (``gelu``, ``relu2``, ``relu``, ``silu``): ``down(act(up x))`` with
     ``up_proj [E, F, D]``. ``down_proj`` is ``[E, D, F]``. This is the layout of Hugging Face transformers 5.
+
+    If both weights carry a buffer ``main_grad`` (contiguous, their shape, their type or float32), the backward adds
+    their gradients to it and leaves ``.grad`` alone, as Megatron-LM's gradient accumulation fusion does: no gradient
+    tensors, no pass over all weights, and nothing to do for experts without rows.
 
     Example:
         >>> import torch
@@ -63,7 +68,11 @@ class Experts(nn.Module):
         if not rows_RD.is_meta and torch.is_autocast_enabled(rows_RD.device.type):
             rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
         up = self.gate_up_proj if self.activation in GATED else self.up_proj
-        return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
+        buffers = (getattr(up, "main_grad", None), getattr(self.down_proj, "main_grad", None))
+        if None in buffers or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
+        number = ACTIVATIONS.index(self.activation)
+        return experts_adding_gradients(rows_RD, up, self.down_proj, offsets_E, number, buffers)
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""
