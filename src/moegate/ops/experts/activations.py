@@ -28,6 +28,7 @@ def apply_activation(pre: Tensor, activation: str) -> Tensor:
     """``act(gate) · up`` of ``pre [..., 2F]``, gate first, or ``act(pre)`` of ``pre [..., F]``.
 
     Example:
+        >>> import torch
         >>> apply_activation(torch.tensor([[-1.0, 2.0]]), "relu2").tolist()
         [[0.0, 4.0]]
     """
