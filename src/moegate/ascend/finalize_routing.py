@@ -127,7 +127,7 @@ def _rows_and_index(
         raise ValueError(
             f"expanded_src_to_dst_row has {index.numel()} slots, which are not {num_tokens} tokens with {top_k} each."
         )
-    rows_RH = rows.reshape(-1, rows.shape[-1]) if rows.ndim == 3 else rows
+    rows_RH = rows.flatten(0, 1) if rows.ndim == 3 else rows
     most = rows_RH.shape[0] if drop_pad_mode in _PADDED else max(rows_RH.shape[0], index.numel())
     check_values("expanded_src_to_dst_row", index, -1, most - 1, "rows, or -1 for none")
     by_column = drop_pad_mode in _BY_COLUMN
