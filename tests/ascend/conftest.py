@@ -1,4 +1,4 @@
-"""Lets the tests of the Ascend operators import their goldens, which lie beside them."""
+"""Lets the tests of the operators import their goldens and inputs, which lie beside them."""
 
 import sys
 from pathlib import Path

@@ -25,8 +25,8 @@ def npu_moe_compute_expert_tokens(
         ``[E]`` int32: the number of rows with an expert up to and including this one.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a size that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a size that the hardware does not take.
 
     Example:
         >>> sorted_experts = torch.tensor([3, 3, 4, 5, 6, 7], dtype=torch.int32)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from moegate.ascend.distribute_dispatch import NUMBERS_PER_ROW
 from moegate.ascend.distribute_limits import check_limits, check_unoffered
 from moegate.ascend.exchange import exchange, process_group
 from moegate.ascend.expert_parallel import ExpertParallel, SentRows, active_slots
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import check_float, check_index, check_tensor, check_values, require_types
 from moegate.ascend.re_routing import expert_major
 from moegate.ascend.slot_terms import SlotTerms
@@ -53,8 +55,8 @@ def npu_moe_distribute_combine(  # noqa: PLR0913, PLR0917 - the signature of tor
     ``group_list``, ``out_dtype`` and ``group_list_type`` are the device's reserve and must be left out.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for what the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for what the hardware does not take.
 
     Example:
         >>> from moegate.ascend.distribute_dispatch import npu_moe_distribute_dispatch
@@ -75,10 +77,10 @@ def npu_moe_distribute_combine(  # noqa: PLR0913, PLR0917 - the signature of tor
         out_dtype=out_dtype,
         group_list_type=group_list_type,
     )
-    check_index("expand_idx", expand_idx, expert_ids.numel())
     layout = ExpertParallel(ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num, shared_expert_rank_num)
     call = _Call(expand_x, expert_ids, ep_send_counts, expert_scales, layout, x_active_mask, shared_expert_x)
     call.check("npu_moe_distribute_combine", strict)
+    check_index("expand_idx", expand_idx, expert_ids.numel())
     return call.run(process_group(group_ep, ep_world_size, ep_rank_id))
 
 
@@ -144,8 +146,8 @@ def npu_moe_distribute_combine_v2(  # noqa: PLR0913, PLR0917 - the signature of 
         ``[BS, H]`` in the type of the rows.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for what the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for what the hardware does not take.
 
     Example:
         >>> from moegate.ascend.distribute_dispatch import npu_moe_distribute_dispatch_v2
@@ -166,7 +168,6 @@ def npu_moe_distribute_combine_v2(  # noqa: PLR0913, PLR0917 - the signature of 
         elastic_info=elastic_info,
         performance_info=performance_info,
     )
-    check_index("assist_info_for_combine", assist_info_for_combine, expand_x.shape[0] * 128)
     zero = moe_expert_num, moe_expert_num + zero_expert_num
     copy = zero[1], zero[1] + copy_expert_num
     constant = copy[1], copy[1] + const_expert_num
@@ -183,6 +184,7 @@ def npu_moe_distribute_combine_v2(  # noqa: PLR0913, PLR0917 - the signature of 
     )
     call = _Call(expand_x, expert_ids, ep_send_counts, expert_scales, layout, x_active_mask, shared_expert_x, special)
     call.check("npu_moe_distribute_combine_v2", strict)
+    check_index("assist_info_for_combine", assist_info_for_combine, expand_x.shape[0] * NUMBERS_PER_ROW)
     return call.run(process_group(group_ep, ep_world_size, ep_rank_id))
 
 
@@ -216,8 +218,11 @@ class _Call:
         check_float("expert_scales", self.expert_scales)
         active_slots(self.x_active_mask, self.expert_ids)
         shared = self.shared_expert_x
-        if shared is not None and (shared.ndim not in (2, 3) or shared.numel() != num_tokens * hidden_size):
-            raise ValueError(f"shared_expert_x must be [{num_tokens}, {hidden_size}], got {tuple(shared.shape)}.")
+        if shared is not None:
+            check_float("shared_expert_x", shared)
+            if shared.ndim not in (2, 3) or shared.numel() != num_tokens * hidden_size:
+                wanted = f"[{num_tokens}, {hidden_size}]"
+                raise AscendOperatorError(INVALID, f"shared_expert_x must be {wanted}, got {tuple(shared.shape)}.")
         if self.special is not None:
             self.special.check(num_tokens, hidden_size)
         if strict:

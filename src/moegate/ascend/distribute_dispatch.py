@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from moegate.ascend.distribute_limits import check_limits, check_unoffered
 from moegate.ascend.exchange import exchange, process_group
 from moegate.ascend.expert_parallel import ExpertParallel, SentRows, active_slots
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import check_float, check_mode, check_tensor, require_types
 from moegate.ascend.quantized import LARGEST, QuantizedRows, as_int8, greatest_magnitude
 from moegate.ascend.re_routing import expert_major
@@ -63,8 +64,8 @@ def npu_moe_distribute_dispatch(  # noqa: PLR0913 - the signature of torch_npu
     sends to the same expert, -1 for a slot that is not sent.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for what the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for what the hardware does not take.
 
     Example:
         >>> x, expert_ids = torch.tensor([[1.0], [2.0]]), torch.tensor([[1, 0], [1, 2]], dtype=torch.int32)
@@ -148,8 +149,8 @@ def npu_moe_distribute_dispatch_v2(  # noqa: PLR0913 - the signature of torch_np
         - ``expand_scales [A]`` float32: the carried scales, 0 without.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit, or a rank receives more than ``A`` rows.
-        RuntimeError: in strict mode, for what the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit, or a rank receives more than ``A`` rows.
+        AscendOperatorError: in strict mode, for what the hardware does not take.
 
     Example:
         >>> x, expert_ids = torch.tensor([[1.0], [2.0]]), torch.tensor([[1, 0], [1, 2]], dtype=torch.int32)
@@ -206,10 +207,12 @@ class _Call:
         check_integer("global_bs", self.global_bs, least=0)
         if self.expert_scales is not None:
             check_tensor("expert_scales", self.expert_scales, *self.expert_ids.shape)
+            check_float("expert_scales", self.expert_scales)
         if self.scales is not None and self.quant_mode == _NOT_QUANTIZED:
-            raise ValueError("scales belong to dynamic quantisation, quant_mode=2: leave them None.")
+            raise AscendOperatorError(INVALID, "scales belong to dynamic quantisation, quant_mode=2: leave them None.")
         if self.scales is not None:
             check_tensor("scales", self.scales, layout.num_shared + layout.moe_expert_num, self.x.shape[1])
+            check_float("scales", self.scales)
         active_slots(self.x_active_mask, self.expert_ids)
         if strict:
             require_types(operator, (torch.float16, torch.bfloat16), x=self.x)
@@ -239,9 +242,10 @@ class _Call:
         num_tokens, top_k = self.expert_ids.shape
         most = self.layout.most_rows(num_tokens, top_k, self.global_bs)
         if received > most:
-            raise ValueError(
+            raise AscendOperatorError(
+                INVALID,
                 f"This rank receives {received} rows, more than the {most} that its own {num_tokens} tokens and "
-                f"global_bs={self.global_bs} allow: pass the greatest number of tokens times the ranks as global_bs."
+                f"global_bs={self.global_bs} allow: pass the greatest number of tokens times the ranks as global_bs.",
             )
         return most
 

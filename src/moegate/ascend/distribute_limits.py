@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from moegate.ascend.expert_parallel import ExpertParallel
-from moegate.ascend.limits_rows import INVALID, require, require_types
+from moegate.ascend.limits import INVALID, AscendOperatorError
+from moegate.ascend.limits_rows import require, require_types
 
 _ALGORITHMS = ("", "fullmesh", "fullmesh_v1", "fullmesh_v2", "hierarchy")
 _A2_WORLDS = (2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, 256)
@@ -23,21 +24,28 @@ def check_unoffered(
     Example:
         >>> check_unoffered(tp_world_size=2)
         Traceback (most recent call last):
-        ValueError: tp_world_size=2 is not offered: there is no tensor-parallel group here. Leave it 0.
+        moegate.ascend.limits.AscendOperatorError: ACLNN_ERR_PARAM_INVALID (161002): tp_world_size=2 is not offered: ...
     """
     if tp_world_size not in (0, 1):
-        raise ValueError(
-            f"tp_world_size={tp_world_size} is not offered: there is no tensor-parallel group here. Leave it 0."
+        raise AscendOperatorError(
+            INVALID,
+            f"tp_world_size={tp_world_size} is not offered: there is no tensor-parallel group here. Leave it 0.",
         )
     if expert_shard_type != 0:
-        raise ValueError(f"expert_shard_type must be 0, shared experts on the first ranks; got {expert_shard_type}.")
+        raise AscendOperatorError(
+            INVALID, f"expert_shard_type must be 0, shared experts on the first ranks; got {expert_shard_type}."
+        )
     if comm_alg not in _ALGORITHMS:
-        raise ValueError(f"comm_alg must be one of {', '.join(map(repr, _ALGORITHMS))}; got {comm_alg!r}.")
+        raise AscendOperatorError(
+            INVALID, f"comm_alg must be one of {', '.join(map(repr, _ALGORITHMS))}; got {comm_alg!r}."
+        )
     if comm_quant_mode != 0:
-        raise ValueError(f"comm_quant_mode={comm_quant_mode} is not offered: rows travel as they are. Leave it 0.")
+        raise AscendOperatorError(
+            INVALID, f"comm_quant_mode={comm_quant_mode} is not offered: rows travel as they are. Leave it 0."
+        )
     for name, value in unused.items():
         if isinstance(value, Tensor) or value not in (None, 0):
-            raise ValueError(f"{name} is not offered here, nor used by the device: leave it out.")
+            raise AscendOperatorError(INVALID, f"{name} is not offered here, nor used by the device: leave it out.")
 
 
 def check_limits(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moegate.ascend.exchange import exchange
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import check_index, check_values
 from moegate.ops.dispatch_plan import Places, dispatch_plan
 from moegate.parts import check_integer, check_positive_integer
@@ -50,14 +51,16 @@ class ExpertParallel:
         check_integer("shared_expert_rank_num", self.shared_expert_rank_num, least=0)
         moe_ranks = self.world_size - self.shared_expert_rank_num
         if moe_ranks < 1 or self.moe_expert_num % moe_ranks:
-            raise ValueError(
+            raise AscendOperatorError(
+                INVALID,
                 f"moe_expert_num={self.moe_expert_num} experts must be divisible among the ranks without shared "
-                f"experts, ep_world_size - shared_expert_rank_num = {moe_ranks}."
+                f"experts, ep_world_size - shared_expert_rank_num = {moe_ranks}.",
             )
         ranks = self.shared_expert_rank_num
         if ranks and (self.shared_expert_num == 0 or ranks % self.shared_expert_num):
-            raise ValueError(
-                f"shared_expert_rank_num={ranks} must be a multiple of shared_expert_num={self.shared_expert_num}."
+            raise AscendOperatorError(
+                INVALID,
+                f"shared_expert_rank_num={ranks} must be a multiple of shared_expert_num={self.shared_expert_num}.",
             )
 
     @property
@@ -156,7 +159,8 @@ def active_slots(x_active_mask: Tensor | None, expert_ids: Tensor) -> Tensor | N
         return x_active_mask
     if x_active_mask.shape == expert_ids.shape[:1]:
         return x_active_mask[:, None].expand_as(expert_ids)
-    raise ValueError(
+    raise AscendOperatorError(
+        INVALID,
         f"x_active_mask must be [{expert_ids.shape[0]}], one per token, or {list(expert_ids.shape)}, one per slot; "
-        f"got {tuple(x_active_mask.shape)}."
+        f"got {tuple(x_active_mask.shape)}.",
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import (
     FLOATS,
     check_float,
@@ -72,8 +73,8 @@ def npu_moe_finalize_routing(  # noqa: PLR0913, PLR0917 - the signature of torch
         ``active_num`` cut off, adds nothing.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a value that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a value that the hardware does not take.
 
     Example:
         >>> rows = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
@@ -116,7 +117,9 @@ def _rows_and_index(
     """The rows ``[R, H]``, and the row of each slot ``[N, K]``."""
     check_float("expanded_permuted_rows", rows)
     if rows.ndim not in (2, 3):
-        raise ValueError(f"expanded_permuted_rows must be [rows, H] or [E, C, H], got {tuple(rows.shape)}.")
+        raise AscendOperatorError(
+            INVALID, f"expanded_permuted_rows must be [rows, H] or [E, C, H], got {tuple(rows.shape)}."
+        )
     check_index("expanded_src_to_dst_row", index, "slots")
     if scales is not None:
         check_tensor("scales", scales, "tokens", "experts per token")
@@ -124,8 +127,9 @@ def _rows_and_index(
     check_positive_integer("k", k)
     num_tokens, top_k = (index.numel() // k, k) if scales is None else tuple(scales.shape)
     if num_tokens * top_k != index.numel():
-        raise ValueError(
-            f"expanded_src_to_dst_row has {index.numel()} slots, which are not {num_tokens} tokens with {top_k} each."
+        raise AscendOperatorError(
+            INVALID,
+            f"expanded_src_to_dst_row has {index.numel()} slots, which are not {num_tokens} tokens with {top_k} each.",
         )
     rows_RH = rows.flatten(0, 1) if rows.ndim == 3 else rows
     most = rows_RH.shape[0] if drop_pad_mode in _PADDED else max(rows_RH.shape[0], index.numel())
@@ -138,18 +142,20 @@ def _check(terms: SlotTerms, skip1: Tensor | None, skip2: Tensor | None) -> None
     num_tokens, top_k = terms.index.shape
     hidden_size = terms.rows.shape[1]
     if skip2 is not None and skip1 is None:
-        raise ValueError("skip2 needs skip1: pass the only one as skip1.")
+        raise AscendOperatorError(INVALID, "skip2 needs skip1: pass the only one as skip1.")
     for name, skip in (("skip1", skip1), ("skip2", skip2)):
         if skip is not None:
             check_tensor(name, skip, num_tokens, hidden_size)
+            check_float(name, skip)
     special = terms.special
     ranges = special is not None and {special.zero, special.copy, special.constant} != {NONE}
     if (terms.bias is not None or ranges) and terms.experts is None:
-        raise ValueError("A bias, and zero, copy and constant experts, need expert_for_source_row.")
+        raise AscendOperatorError(INVALID, "A bias, and zero, copy and constant experts, need expert_for_source_row.")
     if terms.experts is not None:
         check_index("expert_for_source_row", terms.experts, num_tokens, top_k)
     if terms.bias is not None:
         check_tensor("bias", terms.bias, "experts", hidden_size)
+        check_float("bias", terms.bias)
     if special is not None:
         special.check(num_tokens, hidden_size)
 

@@ -37,8 +37,8 @@ def npu_moe_init_routing(
         -1 for a number that ``row_idx`` lacks (undefined on the device); ``expanded_expert_idx [N · K]`` int32, sorted.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a size that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a size that the hardware does not take.
 
     Example:
         >>> x = torch.tensor([[0.1], [0.2], [0.3]])

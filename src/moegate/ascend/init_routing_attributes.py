@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import (
     FLOATS,
+    check_float,
     check_index,
     check_mode,
     check_tensor,
@@ -79,9 +81,10 @@ class Attributes:
         check_mode("expert_tokens_num_type", self.expert_tokens_num_type, (CUMULATIVE, COUNT, KEY_VALUE))
         check_mode("row_idx_type", self.row_idx_type, (GATHER, SCATTER))
         if self.quant_mode not in (NO_QUANTIZATION, STATIC, DYNAMIC):
-            raise ValueError(
+            raise AscendOperatorError(
+                INVALID,
                 f"quant_mode must be -1 (none), 0 (static int8) or 1 (dynamic int8), got {self.quant_mode!r}: "
-                "the 8-bit and 4-bit floats of the Ascend 950 are not offered."
+                "the 8-bit and 4-bit floats of the Ascend 950 are not offered.",
             )
         self._check_range()
         if self.drop_pad_mode == DROP_PAD:
@@ -90,24 +93,28 @@ class Attributes:
     def _check_range(self) -> None:
         bounds = tuple(self.active_expert_range)
         if len(bounds) not in (0, 2):
-            raise ValueError(f"active_expert_range must be [start, end], got {list(bounds)}.")
+            raise AscendOperatorError(INVALID, f"active_expert_range must be [start, end], got {list(bounds)}.")
         if not bounds and self.expert_num < 0:
-            raise ValueError("Pass expert_num, or active_expert_range=[start, end]: one of them says which experts.")
+            raise AscendOperatorError(
+                INVALID, "Pass expert_num, or active_expert_range=[start, end]: one of them says which experts."
+            )
         if not 0 <= self.start <= self.end <= self.num_experts:
-            raise ValueError(
+            raise AscendOperatorError(
+                INVALID,
                 f"active_expert_range must lie in [0, expert_num={self.num_experts}] and not end before it starts; "
-                f"got {list(bounds)}."
+                f"got {list(bounds)}.",
             )
 
     def _check_drop_pad(self) -> None:
         check_positive_integer("expert_capacity, in drop-pad mode,", self.expert_capacity)
         if (self.start, self.end) != (0, self.num_experts):
-            raise ValueError(
+            raise AscendOperatorError(
+                INVALID,
                 f"Drop-pad mode takes all experts: active_expert_range must be [0, {self.num_experts}], "
-                f"got {list(self.active_expert_range)}."
+                f"got {list(self.active_expert_range)}.",
             )
         if self.row_idx_type != GATHER:
-            raise ValueError("Drop-pad mode gives the row of each slot only: row_idx_type must be 0.")
+            raise AscendOperatorError(INVALID, "Drop-pad mode gives the row of each slot only: row_idx_type must be 0.")
 
 
 def check_inputs(
@@ -116,6 +123,9 @@ def check_inputs(
     """Raises unless the tensors fit each other and the attributes."""
     check_tensor("x", x, "tokens", "hidden size")
     check_index("expert_idx", expert_idx, x.shape[0], "experts per token")
+    for name, value in (("scale", scale), ("offset", offset)):
+        if value is not None:
+            check_float(name, value)
     quantized = attributes.quant_mode != NO_QUANTIZATION
     if quantized and not x.is_floating_point():
         raise TypeError(f"quant_mode={attributes.quant_mode} quantises floating-point rows, but x is {x.dtype}.")
@@ -124,7 +134,7 @@ def check_inputs(
         check_tensor("offset, for static quantisation,", offset, 1)
         return
     if offset is not None:
-        raise ValueError("offset belongs to static quantisation, quant_mode=0: leave it None.")
+        raise AscendOperatorError(INVALID, "offset belongs to static quantisation, quant_mode=0: leave it None.")
     if scale is not None and not quantized:
         check_tensor("scale, one per token,", scale, x.shape[0])
     if scale is not None and quantized:

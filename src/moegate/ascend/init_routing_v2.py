@@ -16,6 +16,7 @@ from moegate.ascend.init_routing_attributes import (
     check_inputs,
     check_limits,
 )
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.quantized import dynamic_int8, static_int8
 from moegate.ascend.rows import padded_places
 from moegate.ops.dispatch_plan import dispatch_plan
@@ -76,8 +77,8 @@ def npu_moe_init_routing_v2(  # noqa: PLR0913 - the signature of torch_npu
           one (undefined on the device).
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a size that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a size that the hardware does not take.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0]])
@@ -104,7 +105,7 @@ def npu_moe_init_routing_v2(  # noqa: PLR0913 - the signature of torch_npu
     attributes.check()
     check_inputs(x, expert_idx, scale, offset, attributes)
     if x_dtype not in (None, x.dtype):
-        raise ValueError(f"x_dtype={x_dtype} reinterprets x, which is not offered: leave it None.")
+        raise AscendOperatorError(INVALID, f"x_dtype={x_dtype} reinterprets x, which is not offered: leave it None.")
     if strict:
         check_limits(x, expert_idx, scale, attributes)
     local_NK = _local_experts(expert_idx, attributes)

@@ -1,32 +1,30 @@
 """What the operators that move rows check: their contract always, the limits of the hardware in strict mode.
 
-The contract's errors are ValueError and TypeError. A limit is a RuntimeError, as on the device, and names the code
-that the device returns.
+Both raise an ``AscendOperatorError``, which is a ValueError and a RuntimeError; what is no tensor, or one of another
+kind, is a TypeError.
 """
 
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-"""The element types of the device's vectors; float64 is ours alone."""
+from moegate.ascend.limits import DEVICE_DTYPES, INVALID, TILING, AscendOperatorError, device_only
 
-INVALID = "ACLNN_ERR_PARAM_INVALID 161002"
-TILING = "ACLNN_ERR_INNER_TILING_ERROR 561002"
+FLOATS = DEVICE_DTYPES
+"""The element types of the device's rows; float64 is ours alone."""
 
 
-def require(fits: bool, operator: str, limit: str, got: object, code: str = TILING) -> None:
+def require(fits: bool, operator: str, limit: str, got: object, code: int = TILING) -> None:
     """Raises unless the hardware takes it.
 
     Raises:
-        RuntimeError: naming the operator, its limit, what was passed and the code that the device returns.
+        AscendOperatorError: naming the operator, its limit, what was passed, and the code that the device returns.
 
     Example:
         >>> require(False, "npu_moe_token_unpermute", "at most 512 experts per token", 600)
         Traceback (most recent call last):
-        RuntimeError: npu_moe_token_unpermute takes at most 512 experts per token, got 600 (ACLNN_ERR_INNER_TILING_E...
+        moegate.ascend.limits.AscendOperatorError: ACLNN_ERR_INNER_TILING_ERROR (561002): npu_moe_token_unpermute ...
     """
-    if not fits:
-        raise RuntimeError(f"{operator} takes {limit}, got {got} ({code}). strict=False lifts the device's limits.")
+    device_only(fits, code, "{} takes {}, got {}.", operator, limit, got)
 
 
 def require_types(operator: str, types: tuple[torch.dtype, ...], **tensors: Tensor | None) -> None:
@@ -43,7 +41,7 @@ def check_tensor(name: str, value: object, *shape: int | str) -> None:
     Example:
         >>> check_tensor("x", torch.zeros(2, 3), "tokens", 4)
         Traceback (most recent call last):
-        ValueError: x must be [tokens, 4], got (2, 3).
+        moegate.ascend.limits.AscendOperatorError: ACLNN_ERR_PARAM_INVALID (161002): x must be [tokens, 4], got (2, 3).
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor [{_written(shape)}], got {type(value).__name__}.")
@@ -51,7 +49,7 @@ def check_tensor(name: str, value: object, *shape: int | str) -> None:
         isinstance(wanted, str) or size == wanted for size, wanted in zip(value.shape, shape, strict=False)
     )
     if not fits:
-        raise ValueError(f"{name} must be [{_written(shape)}], got {tuple(value.shape)}.")
+        raise AscendOperatorError(INVALID, f"{name} must be [{_written(shape)}], got {tuple(value.shape)}.")
 
 
 def check_index(name: str, value: object, *shape: int | str) -> None:
@@ -81,15 +79,16 @@ def check_values(name: str, values: Tensor, least: int, most: int, meaning: str)
     Example:
         >>> check_values("row_idx", torch.tensor([0, 7]), 0, 5, "a place")
         Traceback (most recent call last):
-        ValueError: row_idx must hold a place, so values from 0 to 5; got values from 0 to 7.
+        moegate.ascend.limits.AscendOperatorError: ... row_idx must hold a place, so values from 0 to 5; got values ...
     """
     if not readable(values) or values.numel() == 0:
         return
     least_value, most_value = (int(value) for value in values.aminmax())
     if least_value < least or most_value > most:
-        raise ValueError(
+        raise AscendOperatorError(
+            INVALID,
             f"{name} must hold {meaning}, so values from {least} to {most}; "
-            f"got values from {least_value} to {most_value}."
+            f"got values from {least_value} to {most_value}.",
         )
 
 
@@ -101,7 +100,7 @@ def readable(values: Tensor) -> bool:
 def check_mode(name: str, value: object, choices: tuple[int, ...]) -> None:
     """Raises unless the value is one of the modes."""
     if isinstance(value, bool) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
+        raise AscendOperatorError(INVALID, f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
 
 
 def _written(shape: tuple[int | str, ...]) -> str:

@@ -1,24 +1,22 @@
-"""The one place where a call goes to the device: with tensors on an NPU, torch_npu's operator of the same name runs."""
+"""Wraps an operator so that calls with a tensor on an Ascend device go to ``torch_npu``'s operator of the same name."""
 
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from torch import Tensor
+
+from moegate.ascend.device import device_operator
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 def on_npu(operator: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The operator, which hands calls with a tensor on an ``npu`` device to ``torch_npu``, where that is installed.
+    """The operator, which hands a call to the device when any of its tensors lies there (``moegate.ascend.device``).
 
     ``strict`` is not handed on: the device has its own limits, and checks them itself. Every other argument is; one
     that only moegate knows is refused there.
-
-    Raises:
-        RuntimeError: on the call, when the tensors are on an NPU and the installed torch_npu lacks the operator.
 
     Example:
         >>> import torch
@@ -30,29 +28,11 @@ def on_npu(operator: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
     @wraps(operator)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if not any(_lies_on_npu(value) for value in (*args, *kwargs.values())):
-            return operator(*args, **kwargs)
-        native = _native(operator.__name__)
-        if native is None:
-            return operator(*args, **kwargs)
-        return native(*args, **{name: value for name, value in kwargs.items() if name != "strict"})  # type: ignore[no-any-return]
+        for value in (*args, *kwargs.values()):
+            native = device_operator(operator.__name__, value) if isinstance(value, Tensor) else None
+            if native is not None:
+                handed_on = {name: argument for name, argument in kwargs.items() if name != "strict"}
+                return native(*args, **handed_on)  # type: ignore[no-any-return]
+        return operator(*args, **kwargs)
 
     return call
-
-
-def _lies_on_npu(value: object) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "npu"
-
-
-def _native(name: str) -> Callable[..., Any] | None:
-    """torch_npu's operator; None where torch_npu is not installed."""
-    try:
-        torch_npu = import_module("torch_npu")
-    except ImportError:
-        return None
-    operator = getattr(torch_npu, name, None)
-    if operator is None:
-        raise RuntimeError(
-            f"The installed torch_npu has no {name}: use a version that has it, or move the tensors to the CPU."
-        )
-    return operator  # type: ignore[no-any-return]

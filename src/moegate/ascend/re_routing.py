@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import (
+    check_float,
     check_index,
     check_mode,
     check_tensor,
@@ -46,8 +48,8 @@ def npu_moe_re_routing(
         ``permute_token_idx [A]`` int32; ``expert_token_num [E]`` in the type of the counts.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit; the counts must add up to ``A``.
-        RuntimeError: in strict mode, for a type or a value that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit; the counts must add up to ``A``.
+        AscendOperatorError: in strict mode, for a type or a value that the hardware does not take.
 
     Example:
         >>> tokens = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
@@ -66,6 +68,7 @@ def npu_moe_re_routing(
     check_mode("idx_type", idx_type, (0, 1))
     if per_token_scales is not None:
         check_tensor("per_token_scales", per_token_scales, tokens.shape[0])
+        check_float("per_token_scales", per_token_scales)
     if strict:
         _check_limits(tokens, expert_token_num_per_rank, per_token_scales, expert_token_num_type, idx_type)
     places = expert_major(expert_token_num_per_rank, tokens.shape[0])
@@ -89,7 +92,9 @@ def expert_major(counts_NE: Tensor, num_rows: int) -> Places:
     """
     check_values("expert_token_num_per_rank", counts_NE, 0, num_rows, "numbers of rows")
     if readable(counts_NE) and int(counts_NE.sum()) != num_rows:
-        raise ValueError(f"expert_token_num_per_rank counts {int(counts_NE.sum())} rows, but there are {num_rows}.")
+        raise AscendOperatorError(
+            INVALID, f"expert_token_num_per_rank counts {int(counts_NE.sum())} rows, but there are {num_rows}."
+        )
     num_ranks, num_experts = counts_NE.shape
     expert_B = torch.arange(num_experts, device=counts_NE.device).repeat(num_ranks)
     expert_A = expert_B.repeat_interleave(counts_NE.reshape(-1).to(torch.int64), output_size=num_rows)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import check_tensor, readable
 from moegate.records import EMPTY
 
@@ -27,9 +28,10 @@ def chosen_experts(routing_map_NE: Tensor, top_k: int) -> Tensor:
     chosen_NE = routing_map_NE.bool()
     count_N = chosen_NE.sum(dim=1)
     if readable(count_N) and count_N.numel() and int(count_N.max()) > top_k:
-        raise ValueError(
+        raise AscendOperatorError(
+            INVALID,
             f"A token of routing_map has {int(count_N.max())} experts, and there is room for {top_k} per token: "
-            "num_out_tokens must be the number of tokens times the most experts that one has."
+            "num_out_tokens must be the number of tokens times the most experts that one has.",
         )
     first_NK = torch.argsort((~chosen_NE).to(torch.int8), dim=1, stable=True)[:, :top_k]
     there_NK = torch.arange(first_NK.shape[1], device=count_N.device) < count_N[:, None]

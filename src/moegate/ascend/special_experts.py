@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from moegate.ascend.limits_rows import check_tensor
+from moegate.ascend.limits import INVALID, AscendOperatorError
+from moegate.ascend.limits_rows import check_float, check_tensor
 
 Range = tuple[int, int]
 NONE: Range = (0, 0)
@@ -44,13 +45,17 @@ class SpecialExperts:
         ranges = sorted(bounds for bounds in (self.zero, self.copy, self.constant) if bounds != NONE)
         for (_, end), (start, _) in pairwise(ranges):
             if start < end:
-                raise ValueError(f"The ranges of zero, copy and constant experts must not overlap: {ranges}.")
+                raise AscendOperatorError(
+                    INVALID, f"The ranges of zero, copy and constant experts must not overlap: {ranges}."
+                )
         if self.copy != NONE or self.constant != NONE:
             check_tensor("x, which copy and constant experts give,", self.x, num_tokens, hidden_size)
+            check_float("x", self.x)
         count = self.constant[1] - self.constant[0]
         for name in ("alpha1", "alpha2", "v"):
             if count:
                 check_tensor(f"{name}, of the constant experts,", getattr(self, name), count, hidden_size)
+                check_float(name, getattr(self, name))
 
     def gives_nothing(self, expert_T: Tensor) -> Tensor:
         """Which tokens' expert is a zero expert."""
@@ -87,7 +92,9 @@ def expert_range(name: str, bounds: Sequence[int] | None) -> Range:
     if bounds is None or tuple(bounds) in ((), (-1, -1)):
         return NONE
     if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
-        raise ValueError(f"{name} must be [start, end] with 0 <= start < end, or None; got {list(bounds)}.")
+        raise AscendOperatorError(
+            INVALID, f"{name} must be [start, end] with 0 <= start < end, or None; got {list(bounds)}."
+        )
     return int(bounds[0]), int(bounds[1])
 
 

@@ -42,8 +42,8 @@ def npu_moe_token_permute(
         beyond ``num_out_tokens``. In padded mode: the indices, flat.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a value that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a value that the hardware does not take.
 
     Example:
         >>> tokens = torch.tensor([[1.0], [2.0], [3.0], [4.0]])

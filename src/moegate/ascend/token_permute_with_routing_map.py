@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import FLOATS, check_float, check_tensor, require, require_types
 from moegate.ascend.routing_map import check_routing_map, chosen_experts
 from moegate.ascend.rows import inverse_places, padded_places
@@ -42,8 +43,8 @@ def npu_moe_token_permute_with_routing_map(
         takes them.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit, or a token has more than ``K`` experts.
-        RuntimeError: in strict mode, for a type or a size that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit, or a token has more than ``K`` experts.
+        AscendOperatorError: in strict mode, for a type or a size that the hardware does not take.
 
     Example:
         >>> tokens, routing_map = torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(3, 2, dtype=torch.bool)
@@ -67,7 +68,9 @@ def npu_moe_token_permute_with_routing_map(
     num_out = num_tokens if num_out_tokens is None else num_out_tokens
     check_integer("num_out_tokens", num_out, least=0)
     if num_out > num_tokens * num_experts:
-        raise ValueError(f"num_out_tokens must be at most {num_tokens} tokens · {num_experts} experts, got {num_out}.")
+        raise AscendOperatorError(
+            INVALID, f"num_out_tokens must be at most {num_tokens} tokens · {num_experts} experts, got {num_out}."
+        )
     if strict:
         _check_limits(tokens, routing_map, probs, num_out, drop_and_pad)
     if drop_and_pad:

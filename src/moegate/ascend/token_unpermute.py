@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import (
     FLOATS,
     check_float,
@@ -45,8 +46,8 @@ def npu_moe_token_unpermute(
         rows, cut off by ``num_out_tokens``, adds nothing.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a value that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a value that the hardware does not take.
 
     Example:
         >>> rows = torch.tensor([[1.0], [2.0], [3.0], [4.0], [1.0], [2.0], [3.0], [4.0]])
@@ -66,20 +67,24 @@ def npu_moe_token_unpermute(
     if padded_mode:
         return _padded(permuted_tokens, sorted_indices, probs, restore_shape)
     if restore_shape is not None:
-        raise ValueError("restore_shape belongs to padded_mode=True: leave it None.")
+        raise AscendOperatorError(INVALID, "restore_shape belongs to padded_mode=True: leave it None.")
     if probs is None:
         return sum_rows(permuted_tokens, sorted_indices[:, None])
     check_tensor("probs", probs, "tokens", "experts per token")
     if probs.numel() != sorted_indices.numel():
-        raise ValueError(f"probs {tuple(probs.shape)} must have one value per slot, {sorted_indices.numel()} in all.")
+        raise AscendOperatorError(
+            INVALID, f"probs {tuple(probs.shape)} must have one value per slot, {sorted_indices.numel()} in all."
+        )
     return sum_rows(permuted_tokens, sorted_indices.view(probs.shape), probs)
 
 
 def _padded(rows_RH: Tensor, token_R: Tensor, probs: Tensor | None, restore_shape: Sequence[int] | None) -> Tensor:
     if restore_shape is None:
-        raise ValueError("padded_mode=True needs restore_shape, the shape of the tokens.")
+        raise AscendOperatorError(INVALID, "padded_mode=True needs restore_shape, the shape of the tokens.")
     if len(restore_shape) != 2 or restore_shape[1] != rows_RH.shape[1]:
-        raise ValueError(f"restore_shape must be [tokens, {rows_RH.shape[1]}], got {list(restore_shape)}.")
+        raise AscendOperatorError(
+            INVALID, f"restore_shape must be [tokens, {rows_RH.shape[1]}], got {list(restore_shape)}."
+        )
     return add_rows(rows_RH, token_R, None if probs is None else probs.reshape(-1), restore_shape[0])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import (
     FLOATS,
     check_float,
@@ -49,8 +50,8 @@ def npu_moe_token_unpermute_with_routing_map(
         ``[N, H]`` in the type of the rows.
 
     Raises:
-        TypeError, ValueError: when the arguments do not fit.
-        RuntimeError: in strict mode, for a type or a size that the hardware does not take.
+        TypeError, AscendOperatorError: when the arguments do not fit.
+        AscendOperatorError: in strict mode, for a type or a size that the hardware does not take.
 
     Example:
         >>> rows, sorted_indices = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 1, -1], dtype=torch.int32)
@@ -66,7 +67,9 @@ def npu_moe_token_unpermute_with_routing_map(
     check_float("permuted_tokens", permuted_tokens)
     check_index("sorted_indices", sorted_indices, "slots")
     if len(restore_shape) != 2 or restore_shape[0] < 0 or restore_shape[1] != permuted_tokens.shape[1]:
-        raise ValueError(f"restore_shape must be [tokens, {permuted_tokens.shape[1]}], got {list(restore_shape)}.")
+        raise AscendOperatorError(
+            INVALID, f"restore_shape must be [tokens, {permuted_tokens.shape[1]}], got {list(restore_shape)}."
+        )
     num_tokens = restore_shape[0]
     if probs is not None:
         check_tensor("probs", probs, num_tokens, "experts")
@@ -79,7 +82,9 @@ def npu_moe_token_unpermute_with_routing_map(
         return permuted_tokens.new_zeros(0, permuted_tokens.shape[1])
     top_k, over = divmod(sorted_indices.numel(), num_tokens)
     if over:
-        raise ValueError(f"sorted_indices has {sorted_indices.numel()} slots, no multiple of {num_tokens} tokens.")
+        raise AscendOperatorError(
+            INVALID, f"sorted_indices has {sorted_indices.numel()} slots, no multiple of {num_tokens} tokens."
+        )
     weights_NK = None if probs is None else _slot_probs(probs, routing_map, top_k)
     return sum_rows(permuted_tokens, sorted_indices.view(num_tokens, top_k), weights_NK)
 
@@ -87,7 +92,7 @@ def npu_moe_token_unpermute_with_routing_map(
 def _slot_probs(probs: Tensor, routing_map: Tensor | None, top_k: int) -> Tensor:
     """``[N, K]``: the probability of each slot, whose experts are in ascending order."""
     if routing_map is None:
-        raise ValueError("probs are read where routing_map says: pass routing_map too.")
+        raise AscendOperatorError(INVALID, "probs are read where routing_map says: pass routing_map too.")
     check_routing_map(routing_map, probs.shape[0])
     check_tensor("probs", probs, *routing_map.shape)
     expert_NK = chosen_experts(routing_map, top_k)
@@ -102,7 +107,9 @@ def _padded_probs(probs: Tensor | None, token_R: Tensor) -> Tensor | None:
         return None
     num_experts = probs.shape[1]
     if num_experts == 0 or token_R.shape[0] % num_experts:
-        raise ValueError(f"sorted_indices has {token_R.shape[0]} rows, no multiple of {num_experts} experts.")
+        raise AscendOperatorError(
+            INVALID, f"sorted_indices has {token_R.shape[0]} rows, no multiple of {num_experts} experts."
+        )
     if token_R.shape[0] == 0:
         return probs.new_zeros(0)
     capacity = token_R.shape[0] // num_experts
