@@ -1,4 +1,4 @@
-"""`import moegate` costs little beyond torch and loads nothing heavy."""
+"""`import moegate` costs little beyond torch and loads nothing heavy; a third of the time registers the operators."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-BUDGET_MS = 60.0
+BUDGET_MS = 100.0
 MAX_RUNS = 5
 HEAVY = ("triton", "transformers", "matplotlib", "typer", "rich", "mlxtend", "sklearn", "pandas")
 
