@@ -1,23 +1,26 @@
 """Checks that the gating operators share, and how their attributes travel: integers as they are, numbers in float32."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from moegate.ascend.limits import INVALID, refuse_unless
+from moegate.ascend.limits import INVALID, AscendOperatorError, refuse_unless
 from moegate.parts import check_integer
 
 
 def check_scores_input(x: object, dims: tuple[int, ...] = (2,)) -> None:
     """Raises unless ``x`` holds floating-point logits ``[..., E]`` of a rank in ``dims``."""
+    if isinstance(x, Tensor) and x.ndim in dims and x.is_floating_point():
+        return
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor of logits, got {type(x).__name__}.")
-    refuse_unless(x.is_floating_point(), INVALID, "x must be floating point, got {}.", x.dtype)
+    if not x.is_floating_point():
+        raise AscendOperatorError(INVALID, f"x must be floating point, got {x.dtype}.")
     wanted = " or ".join(f"{dim}-D" for dim in dims)
-    refuse_unless(x.ndim in dims, INVALID, "x must be {}, got the shape {}.", wanted, x.shape)
+    raise AscendOperatorError(INVALID, f"x must be {wanted}, got the shape {tuple(x.shape)}.")
 
 
 def check_per_expert(name: str, values: object, num_experts: int, x: Tensor) -> None:
@@ -26,7 +29,7 @@ def check_per_expert(name: str, values: object, num_experts: int, x: Tensor) -> 
         raise TypeError(f"{name} must be a tensor [{num_experts}] or None, got {type(values).__name__}.")
     refuse_unless(values.is_floating_point(), INVALID, "{} must be floating point, got {}.", name, values.dtype)
     refuse_unless(
-        tuple(values.shape) == (num_experts,),
+        values.shape == (num_experts,),
         INVALID,
         "{} must be 1-D with one value per expert, so ({},); got {}.",
         name,
@@ -42,7 +45,7 @@ def check_finished(finished: object, rows: tuple[int, ...], x: Tensor) -> None:
         raise TypeError(f"finished must be a bool tensor {rows} or None, got {type(finished).__name__}.")
     refuse_unless(finished.dtype == torch.bool, INVALID, "finished must be bool, got {}.", finished.dtype)
     refuse_unless(
-        tuple(finished.shape) == rows,
+        finished.shape == rows,
         INVALID,
         "finished must have one value per row of x, so {}; got {}.",
         rows,
@@ -67,7 +70,15 @@ def float32_attribute(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    return ctypes.c_float(float(value)).value
+    return _narrowed(float(value))
+
+
+def _narrow(value: float) -> float:
+    return ctypes.c_float(value).value
+
+
+# The compiler can't trace through ctypes, and needs not.
+_narrowed: Callable[[float], float] = torch.compiler.assume_constant_result(_narrow)
 
 
 def check_range(name: str, values: Tensor, end: int) -> None:

@@ -10,7 +10,6 @@ from moegate.ascend.attributes import (
     float32_attribute,
 )
 from moegate.ascend.compat import ASCEND, Compat
-from moegate.ascend.device import device_operator
 from moegate.ascend.gathered import gathered_weights
 from moegate.ascend.limits import (
     INVALID,
@@ -101,11 +100,6 @@ def moe_fused_topk(  # noqa: PLR0913, PLR0917 - the operator's own signature
     mapping = _mapping(x, mapping_num, mapping_table) if enable_expert_mapping else None
     if strict:
         _check_limits(x, add_num, group_num, None if mapping is None else mapping[1])
-    if compat is ASCEND and (operator := device_operator("moe_fused_topk", x)) is not None:
-        on_device: tuple[Tensor, Tensor] = operator(
-            x, add_num, mapping_num, mapping_table, *sizes, activate_type, is_norm, scale, enable_expert_mapping
-        )
-        return on_device
     index_TK = _select(x, add_num, sizes, compat)
     y = gathered_weights(x, index_TK, "sigmoid", 0.0 if is_norm else None, factor if is_norm else 1.0)
     if mapping is not None:
@@ -148,7 +142,7 @@ def _mapping(x: Tensor, mapping_num: Tensor | None, mapping_table: Tensor | None
         )
         refuse_unless(values.device == x.device, INVALID, "{} is on {} and x on {}.", name, values.device, x.device)
     refuse_unless(
-        tuple(mapping_num.shape) == (num_experts,),
+        mapping_num.shape == (num_experts,),
         INVALID,
         "mapping_num must have one value per expert, so ({},); got {}.",
         num_experts,

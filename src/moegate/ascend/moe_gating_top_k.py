@@ -248,7 +248,7 @@ def _check_table(x: Tensor, input_ids: Tensor, tid2eid: Tensor, k: int) -> None:
         refuse_unless(values.dtype in _INTEGERS, INVALID, "{} must be int32 or int64, got {}.", name, values.dtype)
         refuse_unless(values.device == x.device, INVALID, "{} is on {} and x on {}.", name, values.device, x.device)
     refuse_unless(
-        tuple(input_ids.shape) == (num_rows,),
+        input_ids.shape == (num_rows,),
         INVALID,
         "input_ids must be 1-D with one id per row, so ({},); got {}.",
         num_rows,
@@ -269,7 +269,7 @@ def _scores_out(x: Tensor, settings: _Settings, out_flag: bool, compat: Compat) 
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if not out_flag:
         # Nothing is promised of this memory on the device. NaN shows a reader that relies on it.
-        return x.new_full((), torch.nan, dtype=wide).expand(x.shape)
+        return x.new_full((), torch.nan, dtype=wide).expand_as(x)
     if settings.score == "sqrt_softplus" and compat.softplus == "naive":
         return _naive_sqrt_softplus(x.detach())
     return portable_scores(x, settings.score)
