@@ -291,12 +291,12 @@ def test_the_contract_of_moegate_is_an_option(norm_type: int, renorm: int) -> No
         score=(moegate.scoring.Softmax(), moegate.scoring.Sigmoid(), moegate.scoring.SqrtSoftplus())[norm_type],
         weighting=moegate.Weighting(renormalize=renorm == 1, scale=2.5),
     )
-    for given in (None, bias):
+    for added in (None, bias):
         y, index, _ = npu_moe_gating_top_k(
-            x, 6, bias=given, k_group=3, group_count=8, group_select_mode=1, renorm=renorm, norm_type=norm_type,
+            x, 6, bias=added, k_group=3, group_count=8, group_select_mode=1, renorm=renorm, norm_type=norm_type,
             routed_scaling_factor=2.5, compat=MOEGATE,
         )  # fmt: skip
-        routing = moegate.route(x, rule, bias=given)
+        routing = moegate.route(x, rule, bias=added)
         assert index.tolist() == routing.expert_index.tolist()
         torch.testing.assert_close(y, routing.weights, rtol=1e-6, atol=1e-30)
 

@@ -1,4 +1,4 @@
-"""``npu_moe_gating_top_k_backward`` against the published formula, finite differences, and the forward's own gradient."""
+"""``npu_moe_gating_top_k_backward`` against the published formula, finite differences, and the forward's gradient."""
 
 import inspect
 
