@@ -319,6 +319,6 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
 
 
 def test_another_task_is_a_usage_error() -> None:
-    shown = CliRunner(env=WIDE).invoke(app, ["ascend", "chek", "config.json"])
+    shown = CliRunner(env=WIDE).invoke(app, ["ascend", "inspect", "config.json"])
     assert shown.exit_code == 2
     assert "check" in shown.output

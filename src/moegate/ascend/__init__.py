@@ -5,8 +5,8 @@ real one. Where Ascend and moegate differ, ``Compat`` names the difference.
 """
 
 from moegate.ascend.compat import ASCEND, MOEGATE, Compat
+from moegate.ascend.fused_topk import moe_fused_topk
 from moegate.ascend.limits import AscendOperatorError
-from moegate.ascend.moe_fused_topk import moe_fused_topk
 from moegate.ascend.moe_gating_top_k import npu_moe_gating_top_k
 from moegate.ascend.moe_gating_top_k_backward import npu_moe_gating_top_k_backward
 from moegate.ascend.moe_gating_top_k_softmax import npu_moe_gating_top_k_softmax

@@ -18,7 +18,7 @@ _CHOICES = {
 class Compat:
     """Which of two behaviours the gating operators have where Ascend and moegate differ.
 
-    The first choice of each is the operators', and the default; the second is that of ``moegate.route``.
+    The defaults are what the operators are documented to do; ``MOEGATE`` is what ``moegate.route`` does.
 
     Args:
         rank_by: ``"scores"`` orders experts by float32 scores, so that saturated scores tie; ``"logits"`` orders by
