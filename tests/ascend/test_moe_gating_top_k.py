@@ -362,28 +362,6 @@ def test_gradient_has_the_dtype_of_x_and_needs_no_out_flag(dtype: torch.dtype) -
     assert not (index.requires_grad or out.requires_grad)
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
-@pytest.mark.parametrize("hashed", [False, True])
-@pytest.mark.parametrize("norm_type", [0, 1, 2])
-@pytest.mark.usefixtures("compiler")
-def test_compiles_to_one_graph(norm_type: int, hashed: bool) -> None:
-    table = {"input_ids": torch.tensor([0, 1, 1]), "tid2eid": torch.tensor([[1, 2], [5, 6]])} if hashed else {}
-
-    def gate(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return npu_moe_gating_top_k(x, 2, norm_type=norm_type, out_flag=True, **table)
-
-    x = torch.randn(3, 8)
-    for ours, expected in zip(torch.compile(gate, fullgraph=True, backend="aot_eager")(x), gate(x), strict=True):
-        torch.testing.assert_close(ours, expected)
-
-
 def test_errors_can_be_caught_as_on_the_device() -> None:
     for kind in (RuntimeError, ValueError, AscendOperatorError):
         with pytest.raises(kind, match="k must be from 1 to the 8 experts"):
