@@ -1,6 +1,7 @@
-"""The operators of Ascend's Mixture-of-Experts family, on any machine: names, signatures and layouts of torch_npu.
+"""Operators with the names, signatures, dtypes and layouts of Ascend's, on any machine.
 
-With tensors on an NPU and torch_npu installed, each call goes to the operator of the same name there.
+Code written for ``torch_npu`` runs with ``import moegate.ascend as torch_npu``; on an Ascend device the calls go to the
+real one. Where Ascend and moegate differ, ``Compat`` names the difference.
 """
 
 from moegate.ascend import (
@@ -16,6 +17,13 @@ from moegate.ascend import (
     token_unpermute,
     token_unpermute_with_routing_map,
 )
+from moegate.ascend.compat import ASCEND, MOEGATE, Compat
+from moegate.ascend.fused_topk import moe_fused_topk
+from moegate.ascend.limits import AscendOperatorError
+from moegate.ascend.moe_gating_top_k import npu_moe_gating_top_k
+from moegate.ascend.moe_gating_top_k_backward import npu_moe_gating_top_k_backward
+from moegate.ascend.moe_gating_top_k_softmax import npu_moe_gating_top_k_softmax
+from moegate.ascend.moe_gating_top_k_softmax_v2 import npu_moe_gating_top_k_softmax_v2
 from moegate.ascend.on_npu import on_npu
 
 npu_moe_compute_expert_tokens = on_npu(compute_expert_tokens.npu_moe_compute_expert_tokens)
@@ -35,12 +43,21 @@ npu_moe_token_unpermute_with_routing_map = on_npu(
 )
 
 __all__ = [
+    "ASCEND",
+    "MOEGATE",
+    "AscendOperatorError",
+    "Compat",
+    "moe_fused_topk",
     "npu_moe_compute_expert_tokens",
     "npu_moe_distribute_combine",
     "npu_moe_distribute_combine_v2",
     "npu_moe_distribute_dispatch",
     "npu_moe_distribute_dispatch_v2",
     "npu_moe_finalize_routing",
+    "npu_moe_gating_top_k",
+    "npu_moe_gating_top_k_backward",
+    "npu_moe_gating_top_k_softmax",
+    "npu_moe_gating_top_k_softmax_v2",
     "npu_moe_init_routing",
     "npu_moe_init_routing_v2",
     "npu_moe_re_routing",
