@@ -107,6 +107,24 @@ def test_the_written_call_runs_and_routes_as_the_rule_does(name: str) -> None:
     torch.testing.assert_close(names["y"], routing.weights, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_the_written_calls_that_move_rows_run(name: str) -> None:
+    """With experts that change nothing, a token comes back times the sum of the weights that were not dropped."""
+    report = check_config(CONFIGS[name])
+    hidden, logits = torch.randn(12, 16), torch.randn(12, report.num_experts)
+    names: dict[str, Any] = {
+        "torch": torch, "torch_npu": ascend, "hidden": hidden, "num_tokens": 12, "capacity": 12, "logits": logits,
+        "correction_bias": torch.zeros(report.num_experts),
+    }  # fmt: skip
+    exec(report.gates[-1].call.written(), names)
+    sent, returned = dict(report.moving).values()
+    exec(sent, names)
+    names["expert_rows"] = names["expanded_x"]
+    exec(returned, names)
+    weights = torch.ones_like(names["y"]) if name == "llama4" else names["y"]
+    torch.testing.assert_close(names["out"], hidden * weights.sum(-1, keepdim=True))
+
+
 def test_the_written_hash_call_runs() -> None:
     gate = check_config(CONFIGS["deepseek_v4"]).gates[0]
     assert gate.layers == "layers with hash routing"
