@@ -14,17 +14,28 @@ class Readings(Protocol):
     """The dense values that losses, balancers and metrics read; ``Routing`` describes each."""
 
     @property
-    def logits(self) -> Tensor: ...
+    def logits(self) -> Tensor:
+        """``[T, E]`` clean logits."""
+
     @property
-    def scores(self) -> Tensor: ...
+    def scores(self) -> Tensor:
+        """``[T, E]`` unbiased scores."""
+
     @property
-    def selection_scores(self) -> Tensor: ...
+    def selection_scores(self) -> Tensor:
+        """``[T, E]`` scores plus bias."""
+
     @property
-    def ranking(self) -> Tensor: ...
+    def ranking(self) -> Tensor:
+        """``[T, E]``, what experts are ordered by."""
+
     @property
-    def noisy_logits(self) -> Tensor | None: ...
+    def noisy_logits(self) -> Tensor | None:
+        """``[T, E]`` after noise, or None."""
+
     @property
-    def shares(self) -> Tensor | None: ...
+    def shares(self) -> Tensor | None:
+        """``[T, E]``, what probabilities are made of where scores can not be, or None."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Readings":
         """The same readings with every tensor changed."""
