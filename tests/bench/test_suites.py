@@ -29,7 +29,7 @@ def test_the_quick_cases_are_right(name):
 
 
 def test_an_unknown_suite_is_refused():
-    with pytest.raises(ValueError, match="choose one of gate, plan, layer, topk, or all"):
+    with pytest.raises(ValueError, match="choose one of gate, plan, layer, topk, ablation, or all"):
         load_suite("gates")
 
 

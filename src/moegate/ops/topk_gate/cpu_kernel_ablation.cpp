@@ -159,9 +159,9 @@ void prefetch_ahead(const AblationArguments& arguments, int64_t token, int64_t e
 }
 
 // All stages of one row before the next row.
-template <class Order>
+template <auto order>
 void gate_row_by_row(const AblationArguments& arguments, const float* bias, const Workspace& work, int64_t begin,
-                     int64_t end, Order order) {
+                     int64_t end) {
   const int64_t top_k = arguments.rule.top_k;
   fill(work.chosen, padded(top_k), 0.0f);
   for (int64_t token = begin; token < end; ++token) {
@@ -221,12 +221,15 @@ int64_t topk_gate_ablation_scratch(const AblationArguments& arguments, int64_t n
     return gate_stage_by_stage(arguments, bias, next_stages(arguments, pieces, end - begin), begin, end);
   }
   const Workspace work = next_workspace(arguments, pieces);
-  const auto row_by_row = [&](auto order) { gate_row_by_row(arguments, bias, work, begin, end, order); };
   switch (arguments.switched_off) {
-    case Optimisation::tree_reduction: return row_by_row(order_by_serial_reductions);
-    case Optimisation::branch_free: return row_by_row(order_by_branches);
-    case Optimisation::structure_of_arrays: return row_by_row(order_by_pairs);
-    default: return row_by_row(order_as_the_gate);
+    case Optimisation::tree_reduction:
+      return gate_row_by_row<order_by_serial_reductions>(arguments, bias, work, begin, end);
+    case Optimisation::branch_free:
+      return gate_row_by_row<order_by_branches>(arguments, bias, work, begin, end);
+    case Optimisation::structure_of_arrays:
+      return gate_row_by_row<order_by_pairs>(arguments, bias, work, begin, end);
+    default:
+      return gate_row_by_row<order_as_the_gate>(arguments, bias, work, begin, end);
   }
 }
 

@@ -45,9 +45,8 @@ inline void write_maxima_serially(const int32_t* keys, int64_t size, int64_t wid
   for (int64_t lane = 0; lane < width; ++lane) maxima[lane] = greatest_serially(keys + lane, size - lane, width);
 }
 
-// The k-th greatest: each key goes down a list of the k greatest so far, and the lesser of two goes on.
-inline int32_t kth_serially(const int32_t* keys, int64_t size, int64_t k) {
-  int32_t best[kLanes];
+// The k-th greatest: each key goes down `best`, a list of the k greatest so far, and the lesser of two goes on.
+inline int32_t kth_serially(const int32_t* keys, int64_t size, int64_t k, int32_t* best) {
   for (int64_t i = 0; i < k; ++i) best[i] = INT32_MIN;
   for (int64_t i = 0; i < size; ++i) {
     int32_t falling = keys[i];
@@ -86,7 +85,7 @@ inline int32_t bound_serially(const Selection& selection, int64_t size, int64_t 
   const int64_t blocks = padded(size);
   if (k <= kLanes) {
     write_maxima_serially(selection.keys, blocks, 2 * kLanes, selection.maxima);
-    return kth_serially(selection.maxima, 2 * kLanes, k);
+    return kth_serially(selection.maxima, 2 * kLanes, k, selection.maxima + 2 * kLanes);
   }
   const int64_t width = padded(3 * k);
   if (width > kMostMaxima || 2 * width > size) return bisect_serially(selection.keys, blocks, k, k + k / 4 + 2);
