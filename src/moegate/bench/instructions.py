@@ -23,7 +23,9 @@ CALLGRIND = (
     "valgrind --tool=callgrind, which emulates no AVX-512: the AVX2 kernels are counted, also where times are not"
 )
 _DRIVER = (sys.executable, "-m", "moegate.bench.ablation_driver")
-_KERNEL = "*topk_gate_ablation_rows*"
+_KERNEL = "topk_gate_ablation_rows"
+# Of two options with the same pattern callgrind heeds the first alone, so these two differ.
+_ENTERED, _LEFT = f"*{_KERNEL}*", f"*{_KERNEL[len('topk_') :]}*"
 _EVENT = ("stat", "-x", ",", "-e", "instructions:u")
 _FEW_TOKENS, _MANY_TOKENS = 32, 288
 _FEW_REPEATS, _MANY_REPEATS = 1, 33  # of 4096 tokens: a start of Python varies by millions of instructions
@@ -77,15 +79,14 @@ def _by_perf(call: Call) -> float:
 
 
 def by_callgrind(calls: Sequence[Call]) -> Counts:
-    """Counts in one process: only inside the kernel, with a file of its own for each time it is left."""
+    """Counts in one process: from zero when the kernel is entered, in a file of its own each time it is left."""
     sized = [replace(call, num_tokens=tokens, repeats=1) for call in calls for tokens in (_FEW_TOKENS, _MANY_TOKENS)]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "valgrind",
             "--tool=callgrind",
-            "--collect-atstart=no",
-            f"--toggle-collect={_KERNEL}",
-            f"--dump-after={_KERNEL}",
+            f"--zero-before={_ENTERED}",
+            f"--dump-after={_LEFT}",
             f"--callgrind-out-file={folder}/out",
             *_DRIVER,
             _listed(sized),
@@ -97,9 +98,8 @@ def by_callgrind(calls: Sequence[Call]) -> Counts:
             return Counts(f"not measured: valgrind took more than {_SECONDS} s")
         if done.returncode:
             return Counts(f"not measured: valgrind ended with status {done.returncode}")
-        totals = [total_of(path) for path in _in_order(Path(folder).glob("out.*"))]
-    # What follows the last call is dumped as well, and is nothing.
-    counted = [total for total in totals if total]
+        # A file "out" without a number holds what follows the last call.
+        counted = [total_of(path) for path in _in_order(Path(folder).glob("out.*"))]
     if len(counted) != len(sized):
         return Counts(f"not measured: callgrind saw {len(counted)} calls of the kernel, not {len(sized)}")
     differences = [many - few for few, many in zip(counted[::2], counted[1::2], strict=True)]
