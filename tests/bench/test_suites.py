@@ -29,7 +29,7 @@ def test_the_quick_cases_are_right(name):
 
 
 def test_an_unknown_suite_is_refused():
-    with pytest.raises(ValueError, match="choose one of gate, plan, layer, topk, or all"):
+    with pytest.raises(ValueError, match="choose one of gate, plan, layer, topk, ablation, or all"):
         load_suite("gates")
 
 
@@ -147,7 +147,7 @@ def test_the_ways_of_the_kernel_are_those_of_its_source(project_root):
     headers = "".join((project_root / "src/moegate/ops/cpu" / name).read_text() for name in ("selection.h", "vector.h"))
     for name, value in (("kLanes", topk._LANES), ("kMostMaxima", topk._MOST_MAXIMA)):
         assert f"constexpr int64_t {name} = {value};" in headers
-    assert "if (size <= 2 * kLanes)" in headers
+    assert "orders_all(int64_t size) { return size <= 2 * kLanes; }" in headers
     assert "if (k <= kLanes) return bound_from_32_lanes" in headers
     assert "const int64_t width = padded(3 * k);\n  if (width <= kMostMaxima && 2 * width <= size)" in headers
 

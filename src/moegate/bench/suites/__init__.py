@@ -9,6 +9,7 @@ SUITES = {
     "plan": "indices to sorted rows and back: plan, permute, combine",
     "layer": "a layer of SwiGLU experts: forward, experts alone, forward + backward",
     "topk": "the ways to find the k greatest, over N and k: time, memory, crossover points",
+    "ablation": "the gate with each of its optimisations switched off alone: time, instructions",
 }
 """Suite -> what it measures; the suite itself is ``SUITE`` in the module of that name."""
 

@@ -25,13 +25,15 @@ inline Ints excluded_past(int64_t count, Ints keys) {
   return count == kLanes ? keys : select(first_lanes(count), keys, ints(kExcludedKey));
 }
 
-// What selection works in; all of it is scratch memory.
-struct Selection {
-  int32_t* keys;    // padded(size); whatever lies past the row is kExcludedKey. Overwritten.
+// What selection works in; all of it is scratch memory. Keys: int32_t*, or another layout that has load() and [].
+template <class Keys>
+struct SelectionOf {
+  Keys keys;        // padded(size); whatever lies past the row is kExcludedKey. Overwritten.
   int64_t* unique;  // capacity + kLanes
   int64_t capacity; // of candidates, at least k
   int32_t* maxima;  // kMostMaxima
 };
+using Selection = SelectionOf<int32_t*>;
 
 constexpr int64_t kMostMaxima = 1024;
 constexpr int64_t kCountedRank = 384; // up to so many candidates are ordered by counting
@@ -43,7 +45,8 @@ inline int64_t candidate_capacity(int64_t size, int64_t k) {
 
 // --- a bound that at least k keys reach ---------------------------------------------------------------------------
 
-inline int64_t count_reaching(const int32_t* keys, int64_t size, int32_t bound) {
+template <class Keys>
+inline int64_t count_reaching(Keys keys, int64_t size, int32_t bound) {
   int64_t count = 0;
   for (int64_t i = 0; i < size; i += kLanes) count += count_lanes(at_least(load(keys + i), ints(bound)));
   return count;
@@ -73,8 +76,8 @@ inline int32_t kth_of_few(const Ints (&keys)[blocks], int64_t k) {
 }
 
 // A bound from the maxima of 16 or 32 lanes, for at most as many: at least k keys reach what k of the maxima reach.
-template <int64_t blocks>
-inline int32_t bound_from_few_lanes(const int32_t* keys, int64_t size, int64_t k) {
+template <int64_t blocks, class Keys>
+inline int32_t bound_from_few_lanes(Keys keys, int64_t size, int64_t k) {
   Ints most[blocks];
   for (int64_t block = 0; block < blocks; ++block) most[block] = ints(INT32_MIN);
   int64_t i = 0;
@@ -88,12 +91,14 @@ inline int32_t bound_from_few_lanes(const int32_t* keys, int64_t size, int64_t k
 }
 
 // With half as many maxima as lanes the bound lets few more keys pass, at half the work.
-inline int32_t bound_for_few(const int32_t* keys, int64_t size, int64_t k) {
+template <class Keys>
+inline int32_t bound_for_few(Keys keys, int64_t size, int64_t k) {
   return 2 * k <= kLanes ? bound_from_few_lanes<1>(keys, size, k) : bound_from_few_lanes<2>(keys, size, k);
 }
 
 // A bound that at least k keys reach and, where there is such a one, at most `most`; otherwise the k-th greatest key.
-inline int32_t bound_by_bisection(const int32_t* keys, int64_t size, int64_t k, int64_t most) {
+template <class Keys>
+inline int32_t bound_by_bisection(Keys keys, int64_t size, int64_t k, int64_t most) {
   Ints low_lanes = ints(INT32_MAX), high_lanes = ints(INT32_MIN);
   for (int64_t i = 0; i < size; i += kLanes) {
     low_lanes = minimum(low_lanes, load(keys + i));
@@ -116,7 +121,8 @@ inline int32_t bound_by_bisection(const int32_t* keys, int64_t size, int64_t k, 
 }
 
 // The same from the maxima of `width` lanes, which at least k keys of the row reach when k of the maxima do.
-inline int32_t bound_from_lanes(const int32_t* keys, int64_t size, int64_t k, int64_t width, int32_t* maxima) {
+template <class Keys>
+inline int32_t bound_from_lanes(Keys keys, int64_t size, int64_t k, int64_t width, int32_t* maxima) {
   for (int64_t lane = 0; lane < width; lane += kLanes) store(maxima + lane, load(keys + lane));
   for (int64_t start = width; start < size; start += width) {
     const int64_t rest = padded(size - start) < width ? padded(size - start) : width;
@@ -127,7 +133,8 @@ inline int32_t bound_from_lanes(const int32_t* keys, int64_t size, int64_t k, in
   return bound_by_bisection(maxima, width, k, k + k / 8);
 }
 
-inline int32_t bound_of(const Selection& selection, int64_t size, int64_t k) {
+template <class Keys>
+inline int32_t bound_of(const SelectionOf<Keys>& selection, int64_t size, int64_t k) {
   if (k <= kLanes) return bound_for_few(selection.keys, padded(size), k);
   const int64_t width = padded(3 * k);
   if (width <= kMostMaxima && 2 * width <= size) {
@@ -139,7 +146,8 @@ inline int32_t bound_of(const Selection& selection, int64_t size, int64_t k) {
 // --- the candidates: the keys that reach the bound ----------------------------------------------------------------
 
 // Places of the keys that reach the bound, in order; -1 when they are more than `capacity`.
-inline int64_t gather_reaching(const int32_t* keys, int64_t size, int32_t bound, int32_t* places, int64_t capacity) {
+template <class Keys>
+inline int64_t gather_reaching(Keys keys, int64_t size, int32_t bound, int32_t* places, int64_t capacity) {
   const Ints bounds = ints(bound);
   Ints place = lane_numbers();
   int64_t count = 0;
@@ -153,7 +161,8 @@ inline int64_t gather_reaching(const int32_t* keys, int64_t size, int32_t bound,
 }
 
 // Places of the keys above `kth`, and of as many equal to it as make k, the first ones; `kth` is the k-th greatest.
-inline int64_t gather_exactly(const int32_t* keys, int64_t size, int32_t kth, int32_t* places, int64_t k) {
+template <class Keys>
+inline int64_t gather_exactly(Keys keys, int64_t size, int32_t kth, int32_t* places, int64_t k) {
   int64_t count = 0;
   for (int64_t i = 0; i < size && count < k; i += kLanes) {
     const Ints place = lane_numbers() + ints(static_cast<int32_t>(i));
@@ -301,37 +310,56 @@ inline void order_one_block(const int32_t* keys, int32_t* order) {
 
 // --- all together -------------------------------------------------------------------------------------------------
 
-inline int64_t gather_candidates(const Selection& selection, int64_t size, int64_t k, int32_t* places) {
-  const int32_t* keys = selection.keys;
+template <class Keys>
+inline int64_t gather_candidates(
+    const SelectionOf<Keys>& selection, int64_t size, int64_t k, int32_t bound, int32_t* places) {
+  const Keys keys = selection.keys;
   const int64_t blocks = padded(size);
-  int64_t count = gather_reaching(keys, blocks, bound_of(selection, size, k), places, selection.capacity);
+  int64_t count = gather_reaching(keys, blocks, bound, places, selection.capacity);
   if (count >= 0) return count;
-  const int32_t bound = bound_by_bisection(keys, blocks, k, selection.capacity);
+  bound = bound_by_bisection(keys, blocks, k, selection.capacity);
   count = gather_reaching(keys, blocks, bound, places, selection.capacity);
   return count >= 0 ? count : gather_exactly(keys, blocks, bound, places, k);
+}
+
+// A row so short that all of it is ordered needs no bound.
+inline bool orders_all(int64_t size) { return size <= 2 * kLanes; }
+
+// Writes the unique keys of the candidates: at least the k greatest, all of which reach the bound. Returns how many.
+template <class Keys>
+inline int64_t write_candidates(const SelectionOf<Keys>& selection, int64_t size, int64_t k, int32_t bound) {
+  const Keys keys = selection.keys;
+  int64_t* unique = selection.unique;
+  if (orders_all(size)) {
+    for (int64_t i = 0; i < size; ++i) unique[i] = unique_key(keys[i], static_cast<int32_t>(i));
+    return size;
+  }
+  // The places lie in the upper half of the unique keys' memory: those overwrite only what has been read.
+  int32_t* places = reinterpret_cast<int32_t*>(unique) + selection.capacity + kLanes;
+  const int64_t count = gather_candidates(selection, size, k, bound, places);
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t place;
+    std::memcpy(&place, places + i, sizeof place);
+    unique[i] = unique_key(keys[place], place);
+  }
+  return count;
+}
+
+// The places of the k greatest candidates, best first; others may follow. `order` has room for all that are counted.
+inline void order_candidates(int64_t* unique, int64_t count, int64_t k, int32_t* order) {
+  if (count <= kCountedRank) return order_by_counting(unique, count, order);
+  sort_descending(unique, count);
+  for (int64_t i = 0; i < k; ++i) order[i] = place_of(unique[i]);
 }
 
 // Whether so few are chosen that their candidates are few as well, but for ties.
 inline bool chooses_few(int64_t size, int64_t k) { return k <= kLanes || size <= kLanes; }
 
 inline const int32_t* select_among_many(const Selection& selection, int64_t size, int64_t k) {
-  int64_t* unique = selection.unique;
-  // The places lie in the upper half of the unique keys' memory: those overwrite only what has been read.
-  int32_t* places = reinterpret_cast<int32_t*>(unique) + selection.capacity + kLanes;
-  const int64_t count = gather_candidates(selection, size, k, places);
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t place;
-    std::memcpy(&place, places + i, sizeof place);
-    unique[i] = unique_key(selection.keys[place], place);
-  }
-  int32_t* order = selection.keys;
-  if (count <= kCountedRank) {
-    order_by_counting(unique, count, order);
-  } else {
-    sort_descending(unique, count);
-    for (int64_t i = 0; i < k; ++i) order[i] = place_of(unique[i]);
-  }
-  return order;
+  const int32_t bound = orders_all(size) ? kExcludedKey : bound_of(selection, size, k);
+  const int64_t count = write_candidates(selection, size, k, bound);
+  order_candidates(selection.unique, count, k, selection.keys);
+  return selection.keys;
 }
 
 // The places of the k greatest of `size` keys, best first. The answer lies in the memory of the keys.

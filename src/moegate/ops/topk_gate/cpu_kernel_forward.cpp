@@ -96,10 +96,6 @@ void write_index(const GateArguments& arguments, int64_t token, const int32_t* o
   }
 }
 
-void fill(float* values, int64_t count, float value) {
-  for (int64_t i = 0; i < count; ++i) values[i] = value;
-}
-
 void write_masked_token(const GateArguments& arguments, int64_t token) {
   const int64_t top_k = arguments.rule.top_k;
   for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
@@ -109,21 +105,6 @@ void write_masked_token(const GateArguments& arguments, int64_t token) {
   fill(arguments.weights + token * top_k, top_k, 0.0f);
   if (arguments.chosen != nullptr) fill(arguments.chosen + token * top_k, top_k, 0.0f);
   if (arguments.logsumexp != nullptr) arguments.logsumexp[token] = 0.0;
-}
-
-// Writes the logits of the chosen, all NaN for a row that has one, and returns the greatest.
-template <class Element>
-float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool has_nan, float* chosen) {
-  if (has_nan) {
-    fill(chosen, top_k, __builtin_nanf(""));
-    return chosen[0];
-  }
-  int64_t i = 0;
-  for (; i + kHalfLanes <= top_k; i += kHalfLanes) store_narrowed(chosen + i, gathered(row.logits, order + i));
-  for (; i < top_k; ++i) chosen[i] = to_float(row.logits[order[i]]);
-  float greatest = -kInfinity;
-  for (i = 0; i < top_k; ++i) greatest = chosen[i] > greatest ? chosen[i] : greatest;
-  return greatest;
 }
 
 // The softmax over all experts; without a look at them for a row that has a NaN.

@@ -10,8 +10,8 @@ namespace moegate::MOEGATE_ISA {
 namespace {
 
 // keys[e] = sort key of value(logit of e, e).
-template <class Element, class Value>
-inline RowFacts write_keys(const Row<Element>& row, int32_t* keys, Value&& value) {
+template <class Element, class Keys, class Value>
+inline RowFacts write_keys(const Row<Element>& row, Keys keys, Value&& value) {
   Mask nan = no_lanes();
   Floats most = floats(-kInfinity);
   each_block(row, [&](int64_t i, Floats logits, int64_t count) {
@@ -28,8 +28,8 @@ inline RowFacts write_logit_keys(const Row<Element>& row, int32_t* keys) {
 }
 
 // `bias` has padded(E) elements, or is null.
-template <class Element, class Score>
-inline RowFacts write_keys_of(const Row<Element>& row, const float* bias, int32_t* keys, Score&& score) {
+template <class Element, class Keys, class Score>
+inline RowFacts write_keys_of(const Row<Element>& row, const float* bias, Keys keys, Score&& score) {
   if (bias == nullptr) return write_keys(row, keys, [&](Floats logits, int64_t) { return score(logits); });
   return write_keys(row, keys, [&](Floats logits, int64_t i) { return score(logits) + load(bias + i); });
 }

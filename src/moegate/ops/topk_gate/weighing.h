@@ -13,6 +13,25 @@ struct Softmax {
   double total;    // of exp(z - greatest)
 };
 
+inline void fill(float* values, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) values[i] = value;
+}
+
+// Writes the logits of the chosen, all NaN for a row that has one, and returns the greatest.
+template <class Element>
+float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool has_nan, float* chosen) {
+  if (has_nan) {
+    fill(chosen, top_k, __builtin_nanf(""));
+    return chosen[0];
+  }
+  int64_t i = 0;
+  for (; i + kHalfLanes <= top_k; i += kHalfLanes) store_narrowed(chosen + i, gathered(row.logits, order + i));
+  for (; i < top_k; ++i) chosen[i] = to_float(row.logits[order[i]]);
+  float greatest = -kInfinity;
+  for (i = 0; i < top_k; ++i) greatest = chosen[i] > greatest ? chosen[i] : greatest;
+  return greatest;
+}
+
 // Σ exp(z - max) over a row. NaN for a row with +inf, or of -inf alone.
 template <class Element>
 inline double softmax_total(const Row<Element>& row, float greatest) {
