@@ -148,7 +148,9 @@ def test_the_ways_of_the_kernel_are_those_of_its_source(project_root):
     for name, value in (("kLanes", topk._LANES), ("kMostMaxima", topk._MOST_MAXIMA)):
         assert f"constexpr int64_t {name} = {value};" in headers
     assert "orders_all(int64_t size) { return size <= 2 * kLanes; }" in headers
-    assert "if (k <= kLanes) return bound_from_32_lanes" in headers
+    assert "bool chooses_few(int64_t size, int64_t k) { return k <= kLanes || size <= kLanes; }" in headers
+    assert "return 2 * k <= kLanes ? bound_from_few_lanes<1>" in headers
+    assert "if (size <= kLanes) {\n    order_one_block(keys, keys);" in headers
     assert "const int64_t width = padded(3 * k);\n  if (width <= kMostMaxima && 2 * width <= size)" in headers
 
 
@@ -156,8 +158,11 @@ def test_the_ways_of_the_kernel_are_those_of_its_source(project_root):
     ("length", "k", "way"),
     [
         (8, 8, "all"),
-        (32, 1, "all"),
+        (16, 1, "all"),
+        (32, 1, "16"),
+        (32, 17, "all"),
         (33, 16, "32"),
+        (256, 8, "16"),
         (65536, 16, "32"),
         (128, 17, "64"),
         (127, 17, "none"),

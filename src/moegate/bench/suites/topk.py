@@ -105,13 +105,13 @@ def kernel_way(num_elements: int, k: int) -> str:
 
     Example:
         >>> kernel_way(8, 2), kernel_way(256, 8), kernel_way(65536, 64)
-        ('all', '32', '192')
+        ('all', '16', '192')
     """
     lanes = 3 * k + -3 * k % _LANES
-    if num_elements <= 2 * _LANES:
+    if num_elements <= (_LANES if k <= _LANES else 2 * _LANES):
         return "all"
     if k <= _LANES:
-        return str(2 * _LANES)
+        return str(_LANES if 2 * k <= _LANES else 2 * _LANES)
     if lanes <= _MOST_MAXIMA and 2 * lanes <= num_elements:
         return str(lanes)
     return "none"
