@@ -148,7 +148,7 @@ def topk_row(length, k, **us):
 def test_topk_tells_times_a_row_crossovers_and_memory():
     rows = [topk_row(64, 8, heap=8.0, blocked=16.0), topk_row(256, 8, heap=32.0, blocked=16.0)]
     text = as_markdown(topk.tell(rows))
-    assert "| 64 | 8 | 32 | 10 | 25 | **2** | 25 | 4 | 12.5 |" in text
+    assert "| 64 | 8 | 16 | 10 | 25 | **2** | 25 | 4 | 12.5 |" in text
     assert "k=8, 1 threads, of the four: from N = 128 on blocked, not heap." in text
     assert "| heap | 64 B | 0 B |" in text
     assert "| moegate ordered_topk | – | 1,024 KiB |" in text

@@ -53,7 +53,7 @@ def rows_in(folder, name="gate"):
 
 def test_help_teaches(suite):
     output = run("--help")
-    for text in ("gate", "plan", "layer", "topk", "all", "--threads", "--quick", "--resume", "Ctrl-C", "Examples"):
+    for text in ("gate", "plan", "layer", "topk", "ablation", "all", "--threads", "--quick", "--resume", "Ctrl-C", "Examples"):
         assert text in output
 
 
@@ -118,7 +118,7 @@ def test_what_is_refused(suite, tmp_path, arguments, said):
 
 
 def test_an_unknown_suite_is_a_sentence(tmp_path):
-    assert "choose one of gate, plan, layer, topk, or all" in run("gates", "-o", str(tmp_path), code=2)
+    assert "choose one of gate, plan, layer, topk, ablation, or all" in run("gates", "-o", str(tmp_path), code=2)
 
 
 def test_outside_a_clone_results_go_to_a_folder_here(suite, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def processes(monkeypatch):
 
 def test_all_runs_every_suite_in_a_process_of_its_own_with_the_same_options(processes, tmp_path):
     run("all", "--quick", "-o", str(tmp_path), "--threads", "1", "--without", "all, vllm")
-    assert [command[4] for command in processes.started] == ["gate", "plan", "layer", "topk"]
+    assert [command[4] for command in processes.started] == ["gate", "plan", "layer", "topk", "ablation"]
     for command in processes.started:
         assert command[:4] == [sys.executable, "-m", "moegate", "bench"]
         assert {"--quick", "--threads=1", f"--output={tmp_path}", "--without=all, vllm"} <= set(command)
@@ -167,7 +167,7 @@ def test_all_leaves_out_suites_without_such_a_case(processes, tmp_path):
 def test_all_goes_on_after_a_failure_and_reports_it(processes, tmp_path):
     processes.codes = {"plan": 1}
     run("all", "--quick", "-o", str(tmp_path), code=1)
-    assert len(processes.started) == 4
+    assert len(processes.started) == 5
 
 
 def test_all_stops_when_a_suite_was_interrupted(processes, tmp_path):
