@@ -29,7 +29,7 @@ __all__ = [
 
 
 def _float32_reference(logits: Tensor, score: str) -> Tensor:
-    return portable_scores_reference(logits.float(), score)
+    return portable_scores_reference(logits.float(), score).contiguous()
 
 
 library.define("portable_scores(Tensor logits, str score) -> Tensor", _float32_reference)
