@@ -17,11 +17,13 @@ template <class Type>
 struct Panel {
   const typename Type::Element* rows;
   const typename Type::Element* weights;
-  const char* ahead; // what to fetch into the cache meanwhile
+  typename Type::Element* copy; // where the chunk's weights are copied to, kChunk apart
+  const char* ahead;            // what to fetch into the cache meanwhile
   int64_t row_stride, column_stride;
   int64_t columns, length, ahead_lines;
-  float* sums; // [rows, kPanelColumns]; whole blocks are written whatever `columns` is
-  bool add;    // to what is there
+  float* sums; // [rows, sums_stride]; whole blocks are written whatever `columns` is
+  int64_t sums_stride;
+  bool add; // to what is there
 };
 
 constexpr int64_t kLineBytes = 64;
@@ -63,7 +65,7 @@ static inline void store_row(float* to, __m128 values, bool add) {
 }
 
 template <int Rows>
-static inline void store_sums(float* to, bool add, const Vector (&sums)[Rows][kBlockColumns]) {
+static inline void store_sums(float* to, int64_t stride, bool add, const Vector (&sums)[Rows][kBlockColumns]) {
   // The quarters of the result hold the rows when the vectors come by columns.
   Vector ordered[16] = {};
 #pragma GCC unroll 16
@@ -72,9 +74,9 @@ static inline void store_sums(float* to, bool add, const Vector (&sums)[Rows][kB
   }
   const __m512 result = sum_lanes(ordered);
   store_row(to, _mm512_castps512_ps128(result), add);
-  if constexpr (Rows > 1) store_row(to + kPanelColumns, _mm512_extractf32x4_ps(result, 1), add);
-  if constexpr (Rows > 2) store_row(to + 2 * kPanelColumns, _mm512_extractf32x4_ps(result, 2), add);
-  if constexpr (Rows > 3) store_row(to + 3 * kPanelColumns, _mm512_extractf32x4_ps(result, 3), add);
+  if constexpr (Rows > 1) store_row(to + stride, _mm512_extractf32x4_ps(result, 1), add);
+  if constexpr (Rows > 2) store_row(to + 2 * stride, _mm512_extractf32x4_ps(result, 2), add);
+  if constexpr (Rows > 3) store_row(to + 3 * stride, _mm512_extractf32x4_ps(result, 3), add);
 }
 
 #else
@@ -89,20 +91,29 @@ static inline float sum_lanes(Vector v) {
 }
 
 template <int Rows>
-static inline void store_sums(float* to, bool add, const Vector (&sums)[Rows][kBlockColumns]) {
+static inline void store_sums(float* to, int64_t stride, bool add, const Vector (&sums)[Rows][kBlockColumns]) {
   for (int64_t i = 0; i < Rows; ++i) {
     for (int64_t j = 0; j < kBlockColumns; ++j) {
       const float sum = sum_lanes(sums[i][j]);
-      to[i * kPanelColumns + j] = add ? to[i * kPanelColumns + j] + sum : sum;
+      to[i * stride + j] = add ? to[i * stride + j] + sum : sum;
     }
   }
 }
 
 #endif
 
-// A register block: the sums of Rows rows and kBlockColumns columns. Every step fetches Ahead lines, one after the other:
-// the processor's own prefetcher follows one long stream better than several short ones.
-template <class Type, int Rows, int Ahead>
+// What a register block does besides: every step fetches kLines lines of what comes after the panel, one after the other
+// (the processor's own prefetcher follows one long stream better than several short ones), and kRowLines lines of the
+// rows that follow; and it copies the weights that it reads.
+template <int Lines, int RowLines, bool Copies>
+struct Besides {
+  static constexpr int kLines = Lines;
+  static constexpr int kRowLines = RowLines;
+  static constexpr bool kCopies = Copies;
+};
+
+// A register block: the sums of Rows rows and kBlockColumns columns.
+template <class Type, int Rows, class Does>
 static inline __attribute__((always_inline)) void multiply_block(
     const Panel<Type>& panel, int64_t column, const char* ahead) {
   using Element = typename Type::Element;
@@ -114,6 +125,8 @@ static inline __attribute__((always_inline)) void multiply_block(
   const Element* const weights_of[kBlockColumns] = {
       weights, weights + (last < 1 ? last : 1) * column_stride, weights + (last < 2 ? last : 2) * column_stride,
       weights + (last < 3 ? last : 3) * column_stride};
+  const Element* const next_rows = rows + (Rows + column / kBlockColumns * Does::kRowLines) * row_stride;
+  Element* const copy = Does::kCopies ? panel.copy + column * Type::kChunk : nullptr;
   Vector sums[Rows][kBlockColumns] = {};
   const auto step = [&](auto load, int64_t k) __attribute__((always_inline)) {
     typename Type::Operand left[Rows];
@@ -126,32 +139,45 @@ static inline __attribute__((always_inline)) void multiply_block(
     for (int j = 0; j < kBlockColumns; ++j) {
       auto right = load(weights_of[j] + k);
       Type::pin(right);
+      if constexpr (Does::kCopies) std::memcpy(copy + j * Type::kChunk + k, &right, sizeof(right));
 #pragma GCC unroll 4
       for (int i = 0; i < Rows; ++i) sums[i][j] = Type::multiply_add(left[i], right, sums[i][j]);
     }
   };
-  int64_t k = 0;
-  for (; k + Type::kStep <= length; k += Type::kStep) {
+  const auto whole_step = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (int line = 0; line < Ahead; ++line) fetch(ahead + line * kLineBytes);
-    ahead += Ahead * kLineBytes;
+    for (int line = 0; line < Does::kLines; ++line) fetch(ahead + line * kLineBytes);
+    ahead += Does::kLines * kLineBytes;
+#pragma GCC unroll 4
+    for (int row = 0; row < Does::kRowLines; ++row) fetch(next_rows + row * row_stride + k);
     step([](const Element* from) __attribute__((always_inline)) { return Type::load(from); }, k);
+  };
+  int64_t k = 0;
+  if constexpr (Does::kLines > 1) { // where the memory sets the pace, fewer jumps let more loads begin early
+    for (; k + 4 * Type::kStep <= length; k += 4 * Type::kStep) {
+#pragma GCC unroll 4
+      for (int64_t part = 0; part < 4; ++part) whole_step(k + part * Type::kStep);
+    }
   }
+  for (; k + Type::kStep <= length; k += Type::kStep) whole_step(k);
   if (k < length) {
     step([&](const Element* from) __attribute__((always_inline)) { return Type::load_part(from, length - k); }, k);
   }
-  store_sums<Rows>(panel.sums + column, panel.add, sums);
+  store_sums<Rows>(panel.sums + column, panel.sums_stride, panel.add, sums);
 }
 
-template <class Type, int Rows, int Ahead>
+template <class Type, int Rows, class Does>
 __attribute__((noinline)) static void multiply_panel(const Panel<Type>& panel) {
-  const int64_t fetched_by_block = panel.length / Type::kStep * Ahead;
+  using WithoutLines = Besides<0, Does::kRowLines, Does::kCopies>;
+  const int64_t fetched_by_block = panel.length / Type::kStep * Does::kLines;
   int64_t column = 0, fetched = 0;
   for (; column < panel.columns && fetched < panel.ahead_lines; column += kBlockColumns) {
-    multiply_block<Type, Rows, Ahead>(panel, column, panel.ahead + fetched * kLineBytes);
+    multiply_block<Type, Rows, Does>(panel, column, panel.ahead + fetched * kLineBytes);
     fetched += fetched_by_block;
   }
-  for (; column < panel.columns; column += kBlockColumns) multiply_block<Type, Rows, 0>(panel, column, nullptr);
+  for (; column < panel.columns; column += kBlockColumns) {
+    multiply_block<Type, Rows, WithoutLines>(panel, column, nullptr);
+  }
 }
 
 } // namespace

@@ -33,20 +33,18 @@ struct Tile {
   int64_t expert, row, rows, column, columns;
 };
 
-constexpr int64_t kTileRows = 128;     // at most so many rows in a tile
-constexpr int64_t kPanelColumns = 16;  // columns whose weights stay in the first cache while the rows go by
-constexpr int64_t kChunkBytes = 2048;  // of the reduction, of each row and column: a panel then fills 32 KB
-constexpr int64_t kCopiedRows = 16;    // from so many rows on a tile works on copies that lie closer together
+constexpr int64_t kTileRows = 128;    // at most so many rows in a tile
+constexpr int64_t kPanelColumns = 16; // at most so many columns share the first cache with the rows that go by
+constexpr int64_t kChunkBytes = 2048; // of the reduction, of each row and column: a panel then fills 32 KB
 
 static constexpr int64_t sides_of(const Product& product) {
   return product.activates && is_gated(product.activation) ? 2 : 1;
 }
 
-// What a thread needs for the copies of tiles of up to `rows` rows.
+// What a thread needs for a copy of up to `rows` rows in chunks; a single chunk is not copied.
 static constexpr int64_t scratch_bytes(const Product& product, int64_t rows) {
   const int64_t row_bytes = product.length * (product.bfloat16 ? 2 : 4);
-  const int64_t copied = (row_bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes;
-  return row_bytes > kChunkBytes && rows >= kCopiedRows ? rows * copied : 0;
+  return row_bytes > kChunkBytes ? rows * ((row_bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes) : 0;
 }
 
 } // namespace moegate

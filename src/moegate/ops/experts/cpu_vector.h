@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "experts/cpu_kernel.h"
+
 #if defined(__x86_64__)
 // Where an intrinsic leaves a register undefined on purpose, GCC 12 warns in its own header.
 #pragma GCC diagnostic push
@@ -63,6 +65,7 @@ struct Float32 {
   using Element = float;
   using Operand = Vector;
   static constexpr int64_t kStep = kLanes;
+  static constexpr int64_t kChunk = kChunkBytes / 4;
   static constexpr int kBlockRows = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 
   static inline Operand load(const Element* from) { return load_vector(from); }
@@ -96,6 +99,7 @@ struct Float32 {
 struct BFloat16 {
   using Element = uint16_t;
   static constexpr int64_t kStep = 2 * kLanes;
+  static constexpr int64_t kChunk = kChunkBytes / 2;
   static constexpr int kBlockRows = kLanes == 16 ? 4 : 2;
 
 #if defined(MOEGATE_ISA_avx512_bf16)
