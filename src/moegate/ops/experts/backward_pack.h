@@ -7,7 +7,7 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
-inline int64_t whole_vectors(int64_t columns) { return (columns + Vector::size - 1) / Vector::size * Vector::size; }
+inline int64_t whole_vectors(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
 inline float widen(uint16_t half) {
   const uint32_t bits = static_cast<uint32_t>(half) << 16;
@@ -56,7 +56,7 @@ inline void pack(
   for (int64_t row = 0; row < rows; ++row) {
     prefetch_below(from, from_row * 4, columns * 4);
     int64_t column = 0;
-    for (; column + Vector::size <= columns; column += Vector::size) Vector::load(from + column).store(to + column);
+    for (; column + kLanes <= columns; column += kLanes) store_vector(to + column, load_vector(from + column));
     for (; column < columns; ++column) to[column] = from[column];
     fill_up(to, columns);
     from += from_row;

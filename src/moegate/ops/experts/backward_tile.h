@@ -34,16 +34,17 @@ inline void store_row(const Vector* sums, const Product& product, int row) {
       uint16_t* to = product.halves + row * product.halves_row;
 #pragma GCC unroll 8
       for (int vector = 0; vector + 1 < vectors; vector += 2) {
-        Mode::store(sums[vector], sums[vector + 1], to + vector * Vector::size, product.stream);
+        Mode::store(sums[vector], sums[vector + 1], to + vector * kLanes, product.stream);
       }
-      if (vectors % 2 == 1) Mode::store(sums[vectors - 1], to + (vectors - 1) * Vector::size);
+      if (vectors % 2 == 1) Mode::store(sums[vectors - 1], to + (vectors - 1) * kLanes);
       return;
     }
   }
   float* to = product.result + row * product.result_row;
 #pragma GCC unroll 8
   for (int vector = 0; vector < vectors; ++vector) {
-    product.stream ? sums[vector].stream(to + vector * Vector::size) : sums[vector].store(to + vector * Vector::size);
+    const Vector sum = sums[vector];
+    product.stream ? stream_vector(to + vector * kLanes, sum) : store_vector(to + vector * kLanes, sum);
   }
 }
 
@@ -55,8 +56,8 @@ inline void multiply_tile(const Product& product) {
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) {
       sums[row][vector] = product.fresh
-          ? Vector::zero()
-          : Vector::load(product.result + row * product.result_row + vector * Vector::size);
+          ? Vector{}
+          : load_vector(product.result + row * product.result_row + vector * kLanes);
     }
   }
   const char* left = product.left;
@@ -66,7 +67,7 @@ inline void multiply_tile(const Product& product) {
     Vector factors[vectors];
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) {
-      factors[vector] = Vector::load(right + vector * Vector::size * 4);
+      factors[vector] = load_vector(reinterpret_cast<const float*>(right) + vector * kLanes);
     }
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row) {
@@ -97,33 +98,33 @@ inline void multiply_rows(const Product& product, int64_t rows) {
   }
 }
 
-// Asks for the rows of the left operand that come after the next `kTileRows`.
+// Asks for the rows of the left operand that come after the next `kRegisterRows`.
 inline void prefetch_left(const Product& product, int64_t rows) {
-  const char* next = product.left + kTileRows * product.left_row;
-  for (int64_t row = 0; row < smaller(kTileRows, rows); ++row) {
+  const char* next = product.left + kRegisterRows * product.left_row;
+  for (int64_t row = 0; row < smaller(kRegisterRows, rows); ++row) {
     for (int64_t byte = 0; byte < 4 * product.steps; byte += 64) __builtin_prefetch(next + byte);
     next += product.left_row;
   }
 }
 
-// Any number of rows, by at most kTileColumns columns, rounded up to whole vectors.
+// Any number of rows, by at most kRegisterColumns columns, rounded up to whole vectors.
 template <class Mode>
 inline void multiply_panel(Product product, int64_t rows, int64_t columns) {
-  const int64_t vectors = (columns + Vector::size - 1) / Vector::size;
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    if (product.cold) prefetch_left(product, rows - row - kTileRows);
-    const int64_t left = rows - row < kTileRows ? rows - row : kTileRows;
+  const int64_t vectors = (columns + kLanes - 1) / kLanes;
+  for (int64_t row = 0; row < rows; row += kRegisterRows) {
+    if (product.cold) prefetch_left(product, rows - row - kRegisterRows);
+    const int64_t left = rows - row < kRegisterRows ? rows - row : kRegisterRows;
     switch (vectors) {
       case 1: multiply_rows<Mode, 1>(product, left); break;
 #if MOEGATE_ISA_avx512 || MOEGATE_ISA_avx512_bf16
       case 2: multiply_rows<Mode, 2>(product, left); break;
       case 3: multiply_rows<Mode, 3>(product, left); break;
 #endif
-      default: multiply_rows<Mode, kTileVectors>(product, left); break;
+      default: multiply_rows<Mode, kRegisterVectors>(product, left); break;
     }
-    product.left += kTileRows * product.left_row;
-    product.result += kTileRows * product.result_row;
-    if (product.halves != nullptr) product.halves += kTileRows * product.halves_row;
+    product.left += kRegisterRows * product.left_row;
+    product.result += kRegisterRows * product.result_row;
+    if (product.halves != nullptr) product.halves += kRegisterRows * product.halves_row;
   }
 }
 

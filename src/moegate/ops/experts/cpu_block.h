@@ -102,7 +102,7 @@ static inline void store_sums(float* to, int64_t stride, bool add, const Vector 
 
 #endif
 
-// What a register block does besides: every step fetches kLines lines of what comes after the panel, one after the other
+// What a register block does besides: every step fetches kLines lines of what comes after the panel, in order
 // (the processor's own prefetcher follows one long stream better than several short ones), and kRowLines lines of the
 // rows that follow; and it copies the weights that it reads.
 template <int Lines, int RowLines, bool Copies>

@@ -54,22 +54,22 @@ struct ModeOf<uint16_t> {
 template <class Mode, class Value>
 void pack_right(Matrix<Value> right, int64_t from, int64_t depth, int64_t columns, char* to) {
   const int64_t units = (depth + Mode::values - 1) / Mode::values;
-  for (int64_t column = 0; column < columns; column += kTileColumns) {
+  for (int64_t column = 0; column < columns; column += kRegisterColumns) {
     pack(
-        Mode{}, right.values + from * right.row + column, right.row, depth, smaller(kTileColumns, columns - column),
-        reinterpret_cast<typename Mode::Unit*>(to), kTileColumns);
-    to += units * kTileColumns * 4;
+        Mode{}, right.values + from * right.row + column, right.row, depth, smaller(kRegisterColumns, columns - column),
+        reinterpret_cast<typename Mode::Unit*>(to), kRegisterColumns);
+    to += units * kRegisterColumns * 4;
   }
 }
 
 template <class Mode>
 void multiply_block(Product product, int64_t rows, int64_t columns) {
-  for (int64_t column = 0; column < columns; column += kTileColumns) {
-    multiply_panel<Mode>(product, rows, smaller(kTileColumns, columns - column));
-    product.right += product.steps * kTileColumns * 4;
+  for (int64_t column = 0; column < columns; column += kRegisterColumns) {
+    multiply_panel<Mode>(product, rows, smaller(kRegisterColumns, columns - column));
+    product.right += product.steps * kRegisterColumns * 4;
     product.cold = false;
-    product.result += kTileColumns;
-    if (product.halves != nullptr) product.halves += kTileColumns;
+    product.result += kRegisterColumns;
+    if (product.halves != nullptr) product.halves += kRegisterColumns;
   }
 }
 
@@ -101,7 +101,7 @@ void multiply_blocks(
     PlaceLeft place_left) {
   using Mode = typename ModeOf<Value>::type;
   Product product{};
-  product.right_step = 4 * kTileColumns;
+  product.right_step = 4 * kRegisterColumns;
   product.result = result.values;
   product.result_row = result.row;
   product.halves_row = result.halves_row;
@@ -197,9 +197,9 @@ void inner_step(const BackwardArguments& a, const BackwardTask& task, const Scra
 }
 
 // Whether whole vectors can go where they belong, without passing through the scratch memory.
-bool is_direct(int64_t columns, const float*) { return columns % Vector::size == 0; }
+bool is_direct(int64_t columns, const float*) { return columns % kLanes == 0; }
 #if MOEGATE_ISA_avx512_bf16
-bool is_direct(int64_t columns, const uint16_t*) { return columns % Vector::size == 0; }
+bool is_direct(int64_t columns, const uint16_t*) { return columns % kLanes == 0; }
 #else
 bool is_direct(int64_t, const uint16_t*) { return false; }
 #endif

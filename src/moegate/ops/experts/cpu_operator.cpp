@@ -27,7 +27,8 @@ struct Sizes {
   int64_t rows, hidden, columns, experts;
 };
 
-Sizes check_sizes(const Tensor& rows, const Tensor& up, const Tensor& down, const Tensor& offsets, Activation activation) {
+Sizes check_sizes(
+    const Tensor& rows, const Tensor& up, const Tensor& down, const Tensor& offsets, Activation activation) {
   check_dim("rows", rows, 2);
   check_dim("up", up, 3);
   check_dim("down", down, 3);
@@ -116,7 +117,8 @@ class Queue {
   void work() {
     const auto kernel = MOEGATE_SELECT_KERNEL(multiply_tile);
     const auto bytes = static_cast<size_t>(scratch_bytes(product_, most_rows_));
-    const std::unique_ptr<void, decltype(&std::free)> scratch(bytes ? std::aligned_alloc(64, bytes) : nullptr, &std::free);
+    const std::unique_ptr<void, decltype(&std::free)> scratch(
+        bytes ? std::aligned_alloc(64, bytes) : nullptr, &std::free);
     check(bytes == 0 || scratch != nullptr, "There is no memory left for ", bytes, " bytes of work space.");
     const Tile* tile = take();
     while (tile != nullptr) {
