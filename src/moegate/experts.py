@@ -67,13 +67,18 @@ class Experts(nn.Module):
         """
         if not rows_RD.is_meta and torch.is_autocast_enabled(rows_RD.device.type):
             rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
-        up = self.gate_up_proj if self.activation in GATED else self.up_proj
+        up = self.up_weights
         grad_up, grad_down = getattr(up, "main_grad", None), getattr(self.down_proj, "main_grad", None)
         in_place = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if grad_up is None or grad_down is None or not in_place:
             return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
         number = ACTIVATIONS.index(self.activation)
         return experts_adding_gradients(rows_RD, up, self.down_proj, offsets_E, number, (grad_up, grad_down))
+
+    @property
+    def up_weights(self) -> nn.Parameter:
+        """``gate_up_proj`` or ``up_proj``, whichever the activation asks for."""
+        return self.gate_up_proj if self.activation in GATED else self.up_proj
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""

@@ -2,12 +2,14 @@
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from moegate.arguments import as_generator, check_hidden, flat_mask
 from moegate.dispatch import METHODS, combine, dispatch
 from moegate.experts import Experts, SharedExperts
 from moegate.gates import Gate, LinearGate, NoisyLinearGate
 from moegate.noise import LearnedNoise
+from moegate.ops import mixture
 from moegate.parts import check_choice, check_integer
 from moegate.records import Routing
 from moegate.routing import route
@@ -132,10 +134,7 @@ class MoE(nn.Module):
             previous=previous,
             generator=generator,
         )
-        rows_RD, plan = dispatch(
-            tokens_TD, routing, self.dispatch, weight_input=self.rule.weighting.apply_to == "input"
-        )
-        out_TD = combine(self.experts(rows_RD, plan.offsets), plan)
+        out_TD = self._mixture(tokens_TD, routing)
         if self.shared_experts is not None:
             out_TD = out_TD + self.shared_experts(tokens_TD)
         return out_TD.view(hidden.shape), routing
@@ -169,6 +168,17 @@ class MoE(nn.Module):
             hash_table=hash_table,
         )
 
+    def _mixture(self, tokens_TD: Tensor, routing: Routing) -> Tensor:
+        """The chosen experts' outputs for each token, weighted and added."""
+        weight_input, experts = self.rule.weighting.apply_to == "input", self.experts
+        if routing.slots is None and self.dispatch == "sorted" and _runs_unseen(experts):
+            return mixture(
+                tokens_TD, routing.expert_index, routing.weights, experts.up_weights, experts.down_proj,
+                experts.activation, weight_input=weight_input,
+            )  # fmt: skip
+        rows_RD, plan = dispatch(tokens_TD, routing, self.dispatch, weight_input=weight_input)
+        return combine(experts(rows_RD, plan.offsets), plan)
+
     def _without_padding(self, hidden: Tensor, token_mask: Tensor | None) -> Tensor:
         """Masked tokens become 0: whatever padding holds must reach neither an output nor a gradient."""
         check_hidden(hidden, self.gate.hidden_size)
@@ -181,6 +191,19 @@ class MoE(nn.Module):
     def extra_repr(self) -> str:
         """The rule and the way of dispatch, for ``print(module)``."""
         return f"rule={self.rule!r}, dispatch={self.dispatch!r}"
+
+
+def _runs_unseen(experts: nn.Module) -> bool:
+    """Whether nobody looks at the experts as a module: neither gradients, nor hooks, nor autocast, nor a compiler."""
+    return not (
+        torch.is_grad_enabled()
+        or type(experts) is not Experts
+        or experts._forward_hooks
+        or experts._forward_pre_hooks
+        or _has_any_global_hook()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    )
 
 
 def _check_gate(gate: object, rule: RoutingRule, hidden_size: int, num_logits: int) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from moegate.dispatch.plan import Plan
-from moegate.ops import combine, permute
+from moegate.ops.combine import combine
+from moegate.ops.permute import permute
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ One folder an operator: the contract and its checks in ``__init__.py``, the plai
 from moegate.ops.combine import combine
 from moegate.ops.dispatch_plan import dispatch_plan
 from moegate.ops.grouped_mm import grouped_mm, grouped_outer
+from moegate.ops.mixture import mixture
 from moegate.ops.ordered_topk import ordered_topk, topk_by_key
 from moegate.ops.permute import permute
 from moegate.ops.serving import Operator, operators
@@ -19,6 +20,7 @@ __all__ = [
     "dispatch_plan",
     "grouped_mm",
     "grouped_outer",
+    "mixture",
     "operators",
     "ordered_topk",
     "permute",

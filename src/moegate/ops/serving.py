@@ -27,6 +27,7 @@ _PURPOSES = {
     "combine": "the experts' rows to tokens, weighted",
     "experts": "the feed-forward networks on sorted rows",
     "experts_backward": "their gradients",
+    "mixture": "plan, permute, experts and combine in one call, without gradients",
     "grouped_mm": "one matrix product per expert over sorted rows",
 }
 _REFERENCE_ONLY = {"grouped_mm": "matrix products are PyTorch's"}

@@ -1,4 +1,6 @@
 // combine, the gradient of permute and that of the weights on the CPU: all of them read the rows of each token.
+#include "combine/cpu_operator.h"
+
 #include "combine/cpu_kernel.h"
 #include "cpu/routed_rows.h"
 
@@ -32,6 +34,8 @@ void run(const CombineArguments& arguments, const Places& places) {
   }
 }
 
+} // namespace
+
 Tensor combine(Tensor rows_RD, Tensor slot_R, Tensor inverse_TK, std::optional<Tensor> weights_TK) {
   const Matrix rows("rows", rows_RD);
   const Places places(slot_R, inverse_TK);
@@ -44,6 +48,8 @@ Tensor combine(Tensor rows_RD, Tensor slot_R, Tensor inverse_TK, std::optional<T
   run(arguments, places);
   return out;
 }
+
+namespace {
 
 Tensor row_dots(Tensor rows_RD, Tensor hidden_TD, Tensor slot_R, Tensor inverse_TK) {
   const Matrix rows("rows", rows_RD);

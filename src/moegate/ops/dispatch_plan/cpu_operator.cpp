@@ -1,5 +1,7 @@
 // dispatch_plan on the CPU: count, add up, place. Every chunk of tokens counts for itself, so that all of them know
 // where to place their slots; the result does not depend on how many chunks there are.
+#include "dispatch_plan/cpu_operator.h"
+
 #include "cpu/check.h"
 #include "cpu/new_tensor.h"
 #include "dispatch_plan/cpu_kernel.h"
@@ -151,6 +153,8 @@ void mark_padding(const Segments& segments, int64_t num_experts, int64_t* slot, 
       ", an empty slot is -1.");
 }
 
+} // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> dispatch_plan(
     Tensor index, int64_t num_experts, int64_t alignment, int64_t capacity, bool fill, bool trim) {
   const Options options{alignment, capacity, fill, trim};
@@ -191,7 +195,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dispatch_plan(
   return {counts, offsets, slot, inverse};
 }
 
-} // namespace
 } // namespace moegate
 
 STABLE_TORCH_LIBRARY_IMPL(moegate, CPU, m) { m.impl("dispatch_plan", TORCH_BOX(&moegate::dispatch_plan)); }

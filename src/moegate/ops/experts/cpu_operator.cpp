@@ -1,7 +1,9 @@
 // The operator: checks, memory, and the split of the work into tiles that the threads take one by one.
-#include "experts/cpu_kernel.h"
+#include "experts/cpu_operator.h"
 
 #include "cpu/check.h"
+#include "cpu/new_tensor.h"
+#include "experts/cpu_kernel.h"
 
 #include <algorithm>
 #include <atomic>
@@ -173,6 +175,8 @@ Product product_of(const Tensor& rows, const Tensor& weights, const Tensor& out)
   return product;
 }
 
+} // namespace
+
 std::tuple<Tensor, Tensor> experts(
     Tensor given_rows, Tensor given_up, Tensor given_down, Tensor offsets, int64_t activation_index, bool keep) {
   check(
@@ -183,9 +187,9 @@ std::tuple<Tensor, Tensor> experts(
   const std::vector<int64_t> ends = read_offsets(offsets, sizes.rows);
   const Tensor rows = with_contiguous_rows(given_rows);
   const Tensor up = with_contiguous_rows(given_up), down = with_contiguous_rows(given_down);
-  const Tensor inner = torch::stable::new_empty(rows, {sizes.rows, sizes.columns});
-  const Tensor out = torch::stable::new_empty(rows, {sizes.rows, sizes.hidden});
-  const Tensor pre = torch::stable::new_empty(rows, {keep ? sizes.rows : 0, up.size(1)});
+  const Tensor inner = new_tensor({sizes.rows, sizes.columns}, rows.scalar_type());
+  const Tensor out = new_tensor({sizes.rows, sizes.hidden}, rows.scalar_type());
+  const Tensor pre = new_tensor({keep ? sizes.rows : 0, up.size(1)}, rows.scalar_type());
   Product first = product_of(rows, up, inner);
   first.activates = true;
   first.activation = activation;
@@ -201,7 +205,6 @@ std::tuple<Tensor, Tensor> experts(
   return {out, pre};
 }
 
-} // namespace
 } // namespace moegate
 
 STABLE_TORCH_LIBRARY_IMPL(moegate, CPU, m) { m.impl("experts", TORCH_BOX(&moegate::experts)); }

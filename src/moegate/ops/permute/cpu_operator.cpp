@@ -1,4 +1,6 @@
 // permute and the gradient of combine on the CPU: both write rows from tokens.
+#include "permute/cpu_operator.h"
+
 #include "cpu/routed_rows.h"
 #include "permute/cpu_kernel.h"
 
@@ -32,6 +34,8 @@ void run(const PermuteArguments& arguments, const Places& places) {
   if (!sound) fail_out_of_range("slot", arguments.slot, places.num_rows, arguments.num_slots);
 }
 
+} // namespace
+
 Tensor permute(Tensor hidden_TD, Tensor slot_R, Tensor inverse_TK, std::optional<Tensor> weights_TK) {
   const Matrix hidden("hidden", hidden_TD);
   const Places places(slot_R, inverse_TK);
@@ -41,6 +45,8 @@ Tensor permute(Tensor hidden_TD, Tensor slot_R, Tensor inverse_TK, std::optional
   run(arguments_of(hidden, places, weights_TK ? &*weights_TK : nullptr, rows), places);
   return rows;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> combine_backward(
     Tensor grad_TD, Tensor rows_RD, Tensor slot_R, Tensor inverse_TK, Tensor weights_TK) {

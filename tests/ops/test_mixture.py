@@ -1,0 +1,205 @@
+"""mixture: against sums in float64, bit by bit against the four operators, and where the layer takes it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import moegate
+from moegate.ops import combine, dispatch_plan, mixture, permute
+from moegate.ops.experts import ACTIVATIONS, GATED, experts
+from moegate.ops.library import KERNELS, available_isas, forced_isa
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": functional.silu,
+    "geglu": functional.gelu,
+    "gelu": functional.gelu,
+    "relu2": lambda x: x.relu().square(),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+DTYPES = (torch.float32, torch.bfloat16)
+every_isa = pytest.mark.parametrize("isa", available_isas() or ("reference",))
+
+Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def given(
+    tokens: int = 7, activation: str = "swiglu", dtype: torch.dtype = torch.float32, sizes: tuple[int, ...] = (5, 3)
+) -> Given:
+    num_experts, top_k = sizes
+    sides = 2 if activation in GATED else 1
+    index_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
+    index_TK = index_TK.masked_fill(torch.rand(index_TK.shape) < 0.2, -1)
+    up, down_EDF = torch.randn(num_experts, sides * 11, 13), torch.randn(num_experts, 13, 11)
+    return torch.randn(tokens, 13).to(dtype), index_TK, torch.rand(index_TK.shape), up.to(dtype), down_EDF.to(dtype)
+
+
+def oracle(inputs: Given, activation: str, weight_input: bool) -> Tensor:
+    """Expert by expert and token by token, in float64."""
+    hidden_TD, index_TK, weights_TK, up, down_EDF = inputs
+    out_TD = torch.zeros(hidden_TD.shape, dtype=torch.float64)
+    for token, row in enumerate(index_TK.tolist()):
+        for slot, expert in enumerate(row):
+            if expert < 0:
+                continue
+            weight = weights_TK[token, slot].double()
+            x_D = hidden_TD[token].double() * (weight if weight_input else 1.0)
+            inner = up[expert].double() @ x_D
+            gate, factor = inner.chunk(2) if activation in GATED else (inner, torch.ones(()))
+            y_D = down_EDF[expert].double() @ (PLAIN[activation](gate) * factor)
+            out_TD[token] += y_D * (1.0 if weight_input else weight)
+    return out_TD
+
+
+def one_after_the_other(inputs: Given, activation: str, weight_input: bool) -> Tensor:
+    hidden_TD, index_TK, weights_TK, up, down_EDF = inputs
+    places = dispatch_plan(index_TK, up.shape[0])
+    rows_RD = permute(hidden_TD, places.slot, places.inverse, weights_TK if weight_input else None)
+    out_RD = experts(rows_RD, up, down_EDF, places.offsets, activation)
+    return combine(out_RD, places.slot, places.inverse, None if weight_input else weights_TK)
+
+
+def run(isa: str, inputs: Given, activation: str, weight_input: bool = False) -> Tensor:
+    if isa == "reference":
+        return mixture(*inputs, activation, weight_input=weight_input)
+    with forced_isa(isa):
+        return mixture(*inputs, activation, weight_input=weight_input)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("weight_input", (False, True))
+@every_isa
+def test_against_float64(isa: str, activation: str, weight_input: bool) -> None:
+    inputs = given(activation=activation)
+    out = run(isa, inputs, activation, weight_input)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), oracle(inputs, activation, weight_input), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", (0, 1, 2, 31))
+@pytest.mark.parametrize("weight_input", (False, True))
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float64, torch.float16))
+@every_isa
+def test_bit_by_bit_what_the_four_operators_give(isa: str, dtype: torch.dtype, weight_input: bool, tokens: int) -> None:
+    inputs = given(tokens, dtype=dtype)
+    out = run(isa, inputs, "swiglu", weight_input)
+    if isa == "reference":
+        assert out.equal(one_after_the_other(inputs, "swiglu", weight_input))
+        return
+    with forced_isa(isa):
+        assert out.equal(one_after_the_other(inputs, "swiglu", weight_input))
+
+
+def test_strides_and_narrow_indices_do_not_matter() -> None:
+    hidden_TD, index_TK, weights_TK, up, down_EDF = given()
+    plain = mixture(hidden_TD, index_TK, weights_TK, up, down_EDF)
+    close = Tensor.equal if KERNELS.loaded else torch.allclose
+    spread = hidden_TD.t().contiguous().t(), index_TK.int().t().contiguous().t(), weights_TK.t().contiguous().t()
+    assert close(mixture(*spread, up.mT.contiguous().mT, down_EDF.mT.contiguous().mT), plain)
+    assert close(mixture(hidden_TD, index_TK, weights_TK.double(), up, down_EDF), plain)
+
+
+def test_no_slot_gives_zeros() -> None:
+    hidden_TD, _, _, up, down_EDF = given(4)
+    nowhere, worth_nothing = torch.full((4, 2), -1), torch.full((4, 2), float("nan"))
+    assert not mixture(hidden_TD, nowhere, worth_nothing, up, down_EDF).any()
+    assert not mixture(hidden_TD, nowhere[:, :0], worth_nothing[:, :0], up, down_EDF).any()
+
+
+def test_gradients_are_those_of_the_four_operators() -> None:
+    hidden_TD, index_TK, weights_TK, up, down_EDF = (
+        value.double().requires_grad_() if value.is_floating_point() else value for value in given(4)
+    )
+
+    def sums(*leaves: Tensor) -> Tensor:
+        return mixture(leaves[0], index_TK, *leaves[1:])
+
+    assert torch.autograd.gradcheck(sums, (hidden_TD, weights_TK, up, down_EDF))
+    narrow = [leaf.detach().float().requires_grad_() for leaf in (hidden_TD, weights_TK, up, down_EDF)]
+    sums(*narrow).square().sum().backward()
+    sums(hidden_TD, weights_TK, up, down_EDF).square().sum().backward()
+    for leaf, wide in zip(narrow, (hidden_TD, weights_TK, up, down_EDF), strict=True):
+        torch.testing.assert_close(leaf.grad, wide.grad.float(), rtol=1e-3, atol=1e-3)
+
+
+WRONG: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "activation": ({"activation": "tanh"}, ValueError, "activation='tanh' is none"),
+    "tokens": ({"hidden_TD": torch.zeros(6, 13)}, ValueError, r"expected \[T, D\], \[T, K\]"),
+    "weights": ({"weights_TK": torch.zeros(7, 2)}, ValueError, r"weights \(7, 2\) do not fit"),
+    "up": ({"up": torch.zeros(22, 13)}, ValueError, r"up \(22, 13\) .* do not fit"),
+    "width": ({"hidden_TD": torch.zeros(7, 12)}, ValueError, r"hidden \(7, 12\), up .* do not fit"),
+    "far expert": ({"index_TK": torch.full((7, 3), 5)}, RuntimeError, "index"),
+    "negative expert": ({"index_TK": torch.full((7, 3), -2)}, RuntimeError, "index"),
+    "index of float": ({"index_TK": torch.zeros(7, 3)}, TypeError, "int32 or int64"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_said(name: str) -> None:
+    changed, error, message = WRONG[name]
+    names = ("hidden_TD", "index_TK", "weights_TK", "up", "down_EDF")
+    arguments = dict(zip(names, given(), strict=True)) | changed
+    with pytest.raises(error, match=message):
+        mixture(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_registration() -> None:
+    inputs = given()
+    torch.library.opcheck(
+        torch.ops.moegate.mixture.default, (*inputs, 0, False), test_utils=("test_schema", "test_faketensor")
+    )
+
+
+# --- in the layer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each call of mixture by a layer."""
+    seen: list[int] = []
+
+    def counted(hidden_TD: Tensor, *arguments: object, **options: object) -> Tensor:
+        seen.append(hidden_TD.shape[0])
+        return mixture(hidden_TD, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(moegate.layer, "mixture", counted)
+    return seen
+
+
+def layer(**options: object) -> moegate.MoE:
+    return moegate.MoE(13, 11, 5, moegate.recipes.topk(2), **options).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_gives_the_same_bits_with_and_without(dtype: torch.dtype, calls: list[int]) -> None:
+    moe, hidden = layer(num_shared_experts=1).to(dtype), torch.randn(2, 4, 13).to(dtype)
+    mask = torch.rand(2, 4) < 0.7
+    with torch.no_grad():
+        out, routing = moe(hidden, token_mask=mask)
+    assert calls == [8]
+    recorded, again = moe(hidden, token_mask=mask)
+    assert calls == [8] and recorded.requires_grad
+    assert out.equal(recorded) and routing.expert_index.equal(again.expert_index)
+
+
+def test_a_layer_whose_experts_are_looked_at_calls_them(calls: list[int]) -> None:
+    hidden, seen = torch.randn(4, 13), []
+    hooked, derived = layer(), layer(num_shared_experts=0)
+    hooked.experts.register_forward_hook(lambda module, arguments, out: seen.append(out.shape))
+
+    class Doubled(moegate.Experts):
+        def forward(self, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+            return 2.0 * super().forward(rows_RD, offsets_E)
+
+    plain = derived(hidden)[0]
+    derived.experts.__class__ = Doubled
+    with torch.no_grad():
+        hooked(hidden)
+        torch.testing.assert_close(derived(hidden)[0], 2.0 * plain)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer()(hidden)[0].dtype == torch.bfloat16
+        layer(dispatch="dense")(hidden)
+    assert seen == [(8, 13)] and calls == []
