@@ -101,9 +101,18 @@ class DeferredReadings:
     rank_by: str
     with_gradient: bool
 
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling() and not self.source.is_inference():
+            object.__setattr__(self, "_version", self.source._version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a tensor counts its changes anew.
+        return {name: value for name, value in vars(self).items() if name != "_version"}
+
     @once
     def logits(self) -> Tensor:
         """The clean logits, in float32 (float64 stays), those of masked tokens 0."""
+        self._check_unchanged()
         with torch.set_grad_enabled(self.with_gradient):
             return wide_logits(self.source, self.token_mask)
 
@@ -134,7 +143,16 @@ class DeferredReadings:
 
     @property
     def _seen(self) -> Tensor:
+        self._check_unchanged()
         return self.logits if self.noisy_logits is None else self.noisy_logits
+
+    def _check_unchanged(self) -> None:
+        known = vars(self).get("_version")
+        if known is not None and not torch.compiler.is_compiling() and self.source._version != known:
+            raise RuntimeError(
+                "The logits were changed in place after route(), so what the router saw can't be computed any more: "
+                "read it before, or pass logits.clone() to route()."
+            )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "DeferredReadings":
         """The same readings with every tensor changed; what was computed already is computed anew if it is read."""

@@ -108,3 +108,17 @@ def test_no_gradient_comes_from_rows_without_a_group() -> None:
 def test_what_does_not_fit(rows: Tensor, weight: Tensor, offsets: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grouped_mm(rows, weight, offsets)
+
+
+@pytest.mark.parametrize("ends", [[2, 1, 6], [-1, 4, 6], [2, 4, 7], [2, 4, 2**62]])
+def test_offsets_that_are_none(ends: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):
+        grouped_mm(torch.ones(6, 3), torch.ones(3, 4, 3), torch.tensor(ends))
+    with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):
+        grouped_outer(torch.ones(6, 3), torch.ones(6, 2), torch.tensor(ends))
+
+
+@pytest.mark.parametrize("offsets", [torch.tensor(6), torch.tensor([[6]]), torch.tensor([6], dtype=torch.int32)])
+def test_offsets_of_another_shape_or_type(offsets: Tensor) -> None:
+    with pytest.raises(RuntimeError, match=r"must be \[E\] of int64"):
+        grouped_outer(torch.ones(6, 3), torch.ones(6, 2), offsets)

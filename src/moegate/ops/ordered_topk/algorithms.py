@@ -142,6 +142,8 @@ def _reference(values: Tensor, k: int, algorithm: int) -> Tensor:
 
 
 def _fake(values: Tensor, k: int, algorithm: int) -> Tensor:
+    if values.ndim != 2:
+        raise RuntimeError(f"The rows must come as 2 dimensions, got {values.ndim}.")
     return values.new_empty(values.shape[0], k, dtype=torch.int64)
 
 
