@@ -81,6 +81,26 @@ def test_logits_that_were_changed_in_place_are_not_read(name: str) -> None:
         getattr(routing, name)
 
 
+def test_copies_of_changed_logits_are_not_read_either() -> None:
+    logits = torch.randn(4, 8)
+    routing = moegate.route(logits, moegate.recipes.mixtral())
+    logits *= 2
+    for copied in (copy.deepcopy(routing), pickle.loads(pickle.dumps(routing)), routing.detach(), routing.to("cpu")):
+        assert copied.expert_index.equal(routing.expert_index)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            _ = copied.scores
+
+
+@pytest.mark.parametrize("name", ["logits", "ranking"])
+def test_logits_that_were_read_are_still_those_that_were_routed(name: str) -> None:
+    logits = torch.randn(4, 8)
+    routing = moegate.route(logits, moegate.recipes.mixtral())
+    assert getattr(routing, name).equal(logits)
+    logits *= 2
+    with pytest.raises(RuntimeError, match="changed in place"):
+        getattr(routing, name)
+
+
 def test_what_was_read_before_the_logits_changed_stays() -> None:
     logits = torch.randn(4, 8)
     routing = moegate.route(logits, moegate.recipes.mixtral())

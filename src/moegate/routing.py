@@ -78,7 +78,7 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     bias_E = per_expert("bias", bias, num_experts, source_TE)
     if bias_E is not None:
         # A balancer changes its bias in place; what is read from this routing later must be what it was made with.
-        bias_E = bias_E.detach().clone()
+        bias_E = (bias_E.detach() if bias_E.requires_grad else bias_E).clone()
     candidates = Candidates(
         num_experts=num_experts,
         readings=DeferredReadings(

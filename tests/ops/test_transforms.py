@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 import moegate
+from moegate.ops.topk_gate import topk_gate
 from moegate.recipes import deepseek_v3, mixtral, olmoe
 
 # PyTorch's own, when forward-mode derivatives are loaded.
@@ -72,3 +73,60 @@ def test_a_layer(activation: str) -> None:
     )
     for name, parameter in exact_layer.named_parameters():
         close(grads[name], parameter.grad)
+
+
+@pytest.mark.parametrize("dispatch", ["sorted", "dense"])
+def test_gradients_of_each_sample_through_a_layer(dispatch: str) -> None:
+    """Each sample has a routing of its own, with as many rows as it has unmasked tokens."""
+    layer = moegate.MoE(8, 6, 5, olmoe(2), dispatch=dispatch)
+    hidden, tangent, mask = torch.randn(3, 7, 8), torch.randn(3, 7, 8), torch.rand(3, 7) > 0.3
+
+    def loss(tokens: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        return layer(tokens, token_mask=token_mask)[0].square().sum()
+
+    leaf = hidden.clone().requires_grad_()
+    sum(map(loss, leaf, mask)).backward()
+    close(torch.vmap(torch.func.grad(loss))(hidden, mask), leaf.grad.double())
+    along = torch.vmap(lambda *one: torch.func.jvp(lambda tokens: loss(tokens, one[2]), one[:1], one[1:2])[1])
+    close(along(hidden, tangent, mask), (leaf.grad * tangent).sum(dim=(1, 2)).double())
+    counts = torch.vmap(lambda *one: layer(one[0], token_mask=one[1])[1].load)(hidden, mask)
+    assert counts.sum(dim=-1).equal(2 * mask.sum(dim=-1))
+
+
+def test_counts_and_totals_of_each_sample() -> None:
+    logits = torch.randn(3, 5, 8)
+
+    def gated(sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(topk_gate(sample, top_k=2, score="softmax", with_counts=True, with_logsumexp=True))
+
+    for mapped, alone in zip(torch.vmap(gated)(logits), zip(*map(gated, logits), strict=True), strict=True):
+        torch.testing.assert_close(mapped, torch.stack(alone))
+
+
+def test_buffers_of_gradients_stay_alone() -> None:
+    """What a transform returns is not added to ``main_grad`` as well."""
+    layer = moegate.MoE(8, 6, 5, olmoe(2))
+    hidden = torch.randn(7, 8)
+    expected = torch.func.grad(lambda tokens: layer(tokens)[0].sum())(hidden)
+    for weight in (layer.experts.gate_up_proj, layer.experts.down_proj):
+        weight.main_grad = torch.zeros_like(weight)
+    torch.testing.assert_close(torch.func.grad(lambda tokens: layer(tokens)[0].sum())(hidden), expected)
+    assert not layer.experts.down_proj.main_grad.any()
+
+
+@pytest.mark.parametrize("way", ["grad", "jvp"])
+def test_a_compiled_transform(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # a compiler can't trace through poisoned memory
+    torch._dynamo.trace_rules.clear_lru_cache()
+    torch.compiler.reset()
+    layer = moegate.MoE(8, 6, 5, olmoe(2))
+    tangent = torch.randn(7, 8)
+
+    def derivative(hidden: torch.Tensor) -> torch.Tensor:
+        def loss(tokens: torch.Tensor) -> torch.Tensor:
+            return layer(tokens)[0].square().sum()
+
+        return torch.func.grad(loss)(hidden) if way == "grad" else torch.func.jvp(loss, (hidden,), (tangent,))[1]
+
+    hidden = torch.randn(7, 8)
+    torch.testing.assert_close(torch.compile(derivative, backend="aot_eager")(hidden), derivative(hidden))

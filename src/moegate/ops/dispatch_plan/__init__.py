@@ -63,8 +63,8 @@ def dispatch_plan(
 ) -> Places:
     """The places of all slots in rows sorted by expert.
 
-    Compiled, mapped by ``torch.vmap``, and on the meta device, the number of rows can't depend on the indices: then it is the greatest possible,
-    and the rows behind the last expert are padding.
+    Compiled, mapped by ``torch.vmap``, and on the meta device, the number of rows can't depend on the indices: then it
+    is the greatest possible, and the rows behind the last expert are padding.
 
     Args:
         index_TK: ``[T, K]`` int32 or int64 with any strides; -1 is an empty slot. A token may name an expert twice.

@@ -4,8 +4,8 @@ Contract: rows ``[R, D]`` are sorted by expert; ``offsets [E]`` int64 holds the 
 from 0 to at most ``R``. Rows beyond the last offset belong to no expert: their output is zero and no gradient comes
 from them. The weights of an expert without rows are not read. In float32 and bfloat16 sums run in float32, and what
 lies between the two products is rounded to the type of the rows once; other types, ``torch.func`` and forward
-derivatives take the composition of ``grouped_mm`` and the activation. On the CPU kernels a row's output has the same bits whatever the rows around it and
-however many threads run.
+derivatives take the composition of ``grouped_mm`` and the activation. On the CPU kernels a row's output has the same
+bits whatever the rows around it and however many threads run.
 """
 
 import torch

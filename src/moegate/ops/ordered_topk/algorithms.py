@@ -138,6 +138,8 @@ def _number(algorithm: str) -> int:
 
 
 def _reference(values: Tensor, k: int, algorithm: int) -> Tensor:
+    if not 0 <= algorithm < len(NAMES):
+        raise RuntimeError(f"algorithm={algorithm} is unknown: choose from 0 to {len(NAMES) - 1}.")
     return ALGORITHMS[NAMES[algorithm]](values, k)
 
 
