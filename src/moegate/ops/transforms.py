@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# Every call of an operator asks, so the function is looked up once.
+_is_within_torch_func = torch._C._are_functorch_transforms_active
+
 
 def is_transformed() -> bool:
     """Whether ``torch.func`` or forward-mode derivatives are at work.
@@ -15,7 +18,7 @@ def is_transformed() -> bool:
         >>> is_transformed()
         False
     """
-    if torch._C._are_functorch_transforms_active():
+    if _is_within_torch_func():
         return True
     # A compiler would guard this number, which it changes itself while it traces.
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
