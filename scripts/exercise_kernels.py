@@ -2,11 +2,16 @@
 
 import itertools
 import sys
+import warnings
 
 import torch
 
 import moegate
+from moegate.ops import ordered_topk, topk_by_key, topk_gate
 from moegate.ops.library import KERNELS, available_isas, forced_isa
+from moegate.ops.ordered_topk.algorithms import NAMES, topk_by_algorithm
+from moegate.ops.portable import PORTABLE_SCORES, portable_scores
+from moegate.ops.topk_gate.ablation import OPTIMISATIONS, ablated_topk_gate
 
 SIZES = [(1, 1, 1), (3, 7, 2), (5, 37, 5), (2, 300, 17), (1, 4099, 40)]
 """Tokens, experts, experts per token: nothing that divides by the width of a register."""
@@ -37,6 +42,22 @@ def exercise_gate() -> None:
             moegate.route(logits_TE, wider, bias=bias_E).weights.sum().backward()
     grouped = moegate.recipes.deepseek_v3(top_k=3, num_groups=5, groups_kept=2)
     moegate.route(awkward(4, 35), grouped, bias=torch.randn(35))
+    mask_T = torch.tensor([True, False, True, True])
+    topk_gate(awkward(4, 35), top_k=3, score="softmax", token_mask_T=mask_T, with_counts=True, with_logsumexp=True)
+
+
+def exercise_order() -> None:
+    """The order alone, by each algorithm, the scores that it may be one of, and the gate of the study."""
+    for num_tokens, num_experts, top_k in SIZES:
+        logits_TE = awkward(num_tokens, num_experts)
+        ordered_topk(logits_TE, top_k, logits_TE > 1.0)
+        topk_by_key(torch.randint(-5, 5, (num_tokens, num_experts), dtype=torch.int32), top_k)
+        for name in NAMES:
+            topk_by_algorithm(logits_TE, top_k, name)
+        for score in PORTABLE_SCORES:
+            portable_scores(logits_TE, score)
+        for switched_off in OPTIMISATIONS:
+            ablated_topk_gate(logits_TE, torch.randn(num_experts), top_k=top_k, switched_off=switched_off)
 
 
 def exercise_layer() -> None:
@@ -52,16 +73,20 @@ def exercise_layer() -> None:
             out.sum().backward()
             with torch.no_grad():
                 moe(hidden_TD)
+    moe = moegate.MoE(17, 5, 5, moegate.recipes.llama4(), dispatch="padded")
+    moe(torch.randn(7, 17, requires_grad=True))[0].sum().backward()
 
 
 def main() -> None:
     """Runs everything on each instruction set that is there."""
     if not KERNELS.loaded:
         sys.exit(f"There are no kernels to exercise: {KERNELS.reason}.")
+    warnings.filterwarnings("ignore", message=".*the router gets no gradient")
     torch.manual_seed(0)
     for isa in available_isas():
         with forced_isa(isa):
             exercise_gate()
+            exercise_order()
             exercise_layer()
         print(f"{isa}: done")
 

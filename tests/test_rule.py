@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -134,3 +136,15 @@ def test_parts_that_a_soft_routing_would_ignore(parts: dict[str, Any]) -> None:
 def test_no_experts(num_experts: int) -> None:
     with pytest.raises(ValueError, match="num_experts must be at least 1"):
         RoutingRule().check(num_experts)
+
+
+def test_a_pickled_rule_is_found_in_another_process() -> None:
+    """The hash of a text differs from process to process, so it must not travel."""
+    rule = moegate.recipes.deepseek_v3()
+    hash(rule)
+    code = (
+        "import sys, pickle, moegate; rule = pickle.loads(sys.stdin.buffer.read()); "
+        "print(rule in {moegate.recipes.deepseek_v3(): 1})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(rule), capture_output=True, check=False)
+    assert done.stdout.strip() == b"True", done.stderr

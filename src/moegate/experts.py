@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from moegate.ops.experts import ACTIVATIONS, GATED, PLAIN, experts
 from moegate.ops.experts.gradient import experts_adding_gradients
+from moegate.ops.transforms import is_transformed
 from moegate.parts import check_choice, check_positive_integer
 
 __all__ = ["Experts", "SharedExperts"]
@@ -69,8 +70,7 @@ class Experts(nn.Module):
             rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
         up = self.up_weights
         grad_up, grad_down = getattr(up, "main_grad", None), getattr(self.down_proj, "main_grad", None)
-        in_place = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if grad_up is None or grad_down is None or not in_place:
+        if grad_up is None or grad_down is None or not _may_add_in_place():
             return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
         number = ACTIVATIONS.index(self.activation)
         return experts_adding_gradients(rows_RD, up, self.down_proj, offsets_E, number, (grad_up, grad_down))
@@ -116,6 +116,11 @@ class SharedExperts(nn.Module):
         for layer in self.children():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
+
+
+def _may_add_in_place() -> bool:
+    """Whether a backward may change buffers beside it: neither a compiler nor ``torch.func`` could follow that."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def _linear(hidden: Tensor, layer: nn.Linear) -> Tensor:

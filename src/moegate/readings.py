@@ -58,6 +58,8 @@ class ComputedReadings:
 
 
 Value = TypeVar("Value")
+_NEVER = -1
+"""No tensor has been changed so often: what is read from an outdated record's copy is as wrong as from itself."""
 
 
 class once(Generic[Value]):
@@ -101,9 +103,23 @@ class DeferredReadings:
     rank_by: str
     with_gradient: bool
 
-    @once
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling() and not self.source.is_inference():
+            object.__setattr__(self, "_version", self.source._version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a tensor counts its changes anew.
+        state = {name: value for name, value in vars(self).items() if name != "_version"}
+        return state | {"_version": _NEVER} if self._is_outdated() else state
+
+    @property
     def logits(self) -> Tensor:
         """The clean logits, in float32 (float64 stays), those of masked tokens 0."""
+        self._check_unchanged()
+        return self._wide
+
+    @once
+    def _wide(self) -> Tensor:
         with torch.set_grad_enabled(self.with_gradient):
             return wide_logits(self.source, self.token_mask)
 
@@ -125,7 +141,7 @@ class DeferredReadings:
         """Scores plus bias."""
         return biased_scores(self.score, self._seen, self.bias)
 
-    @once
+    @property
     def ranking(self) -> Tensor:
         """What the experts were ordered by."""
         if ranks_by_logits(self.score, self.bias, self.rank_by):
@@ -136,10 +152,25 @@ class DeferredReadings:
     def _seen(self) -> Tensor:
         return self.logits if self.noisy_logits is None else self.noisy_logits
 
+    def _is_outdated(self) -> bool:
+        known = None if torch.compiler.is_compiling() else vars(self).get("_version")
+        return known is not None and self.source._version != known
+
+    def _check_unchanged(self) -> None:
+        if self._is_outdated():
+            raise RuntimeError(
+                "The logits were changed in place after route(), so what the router saw can't be computed any more: "
+                "read it before, or pass logits.clone() to route()."
+            )
+
     def each(self, change: Callable[[Tensor], Tensor]) -> "DeferredReadings":
         """The same readings with every tensor changed; what was computed already is computed anew if it is read."""
         changed = _each_tensor(self, change)
-        return changed if changed.source.requires_grad else replace(changed, with_gradient=False)
+        if not changed.source.requires_grad:
+            changed = replace(changed, with_gradient=False)
+        if self._is_outdated():
+            object.__setattr__(changed, "_version", _NEVER)
+        return changed
 
 
 def wide_logits(logits_TE: Tensor, token_mask_T: Tensor | None) -> Tensor:

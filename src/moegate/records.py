@@ -207,4 +207,4 @@ def count_assignments(expert_index_TK: Tensor, num_experts: int) -> Tensor:
     index_N = expert_index_TK.reshape(-1)
     valid_N = index_N >= 0
     counts_E = torch.zeros(num_experts, dtype=torch.int64, device=index_N.device)
-    return counts_E.scatter_add_(0, index_N.clamp(min=0), valid_N.to(torch.int64))
+    return counts_E.scatter_add(0, index_N.clamp(min=0), valid_N.to(torch.int64))

@@ -76,6 +76,9 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         noisy_TE = rule.noise.on_logits(clean_TE, scale_TE, generator)
         noisy_TE = None if noisy_TE is clean_TE else noisy_TE
     bias_E = per_expert("bias", bias, num_experts, source_TE)
+    if bias_E is not None:
+        # A balancer changes its bias in place; what is read from this routing later must be what it was made with.
+        bias_E = (bias_E.detach() if bias_E.requires_grad else bias_E).clone()
     candidates = Candidates(
         num_experts=num_experts,
         readings=DeferredReadings(

@@ -74,6 +74,10 @@ class RoutingRule:
         kept: int = vars(self)["_hash"]
         return kept
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The hash of a text differs from process to process.
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
+
     def _check_soft(self) -> None:
         """A soft routing has its own softmaxes; a part that would be ignored is refused."""
         for name in ("score", "weighting", "estimator"):

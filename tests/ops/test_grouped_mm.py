@@ -1,5 +1,7 @@
 """Grouped products: values, derivatives, and what the registration promises to the compiler."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -108,3 +110,47 @@ def test_no_gradient_comes_from_rows_without_a_group() -> None:
 def test_what_does_not_fit(rows: Tensor, weight: Tensor, offsets: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grouped_mm(rows, weight, offsets)
+
+
+@pytest.mark.parametrize("ends", [[2, 1, 6], [-1, 4, 6], [2, 4, 7], [2, 4, 2**62]])
+def test_offsets_that_are_none(ends: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):
+        grouped_mm(torch.ones(6, 3), torch.ones(3, 4, 3), torch.tensor(ends))
+    with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):
+        grouped_outer(torch.ones(6, 3), torch.ones(6, 2), torch.tensor(ends))
+
+
+@pytest.mark.parametrize("offsets", [torch.tensor(6), torch.tensor([[6]]), torch.tensor([6], dtype=torch.int32)])
+def test_offsets_of_another_shape_or_type(offsets: Tensor) -> None:
+    with pytest.raises(RuntimeError, match=r"must be \[E\] of int64"):
+        grouped_outer(torch.ones(6, 3), torch.ones(6, 2), offsets)
+
+
+@every_layout
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch's own, when forward mode is loaded
+def test_function_transforms(ends: list[int]) -> None:
+    """A tangent is not lost; nor is the group of a row where each sample of a vmap has groups of its own."""
+    rows, weight, offsets = inputs(ends)
+    left = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    for function, given in ((grouped_mm, (rows, weight)), (grouped_outer, (left, rows))):
+        gradients = torch.autograd.grad(function(*given, offsets).square().sum(), given)
+        primals = tuple(values.detach() for values in given)
+        tangents = tuple(torch.randn_like(values) for values in primals)
+        along = sum((gradient * tangent).sum() for gradient, tangent in zip(gradients, tangents, strict=True))
+
+        def loss(*values: Tensor, at: Tensor = offsets, function: Any = function) -> Tensor:
+            return function(*values, at).square().sum()
+
+        torch.testing.assert_close(torch.func.jvp(loss, primals, tangents)[1], along)
+        several = torch.stack([offsets, torch.tensor([1, 1, 5])])
+        mapped = torch.vmap(lambda at, loss=loss, primals=primals: torch.func.grad(loss, (0, 1))(*primals, at=at))
+        for ours, expected in zip(mapped(several), gradients, strict=True):
+            torch.testing.assert_close(ours[0], expected)
+
+
+def test_what_does_not_fit_under_a_transform() -> None:
+    rows, weight = torch.ones(6, 3), torch.ones(3, 4, 3)
+    with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):
+        torch.func.grad(lambda r: grouped_mm(r, weight, torch.tensor([2, 1, 6])).sum())(rows)
+    with pytest.raises(RuntimeError, match=r"must be \[E\] of int64"):
+        torch.func.grad(lambda r: grouped_outer(r, r, torch.tensor([6], dtype=torch.int32)).sum())(rows)

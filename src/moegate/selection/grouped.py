@@ -62,10 +62,11 @@ class GroupedTopK(Selection):
 
     def select(self, candidates: Candidates) -> Selected:
         group_TG = self._group_scores(candidates)
-        kept_TG = torch.zeros_like(group_TG, dtype=torch.bool)
-        kept_TG.scatter_(-1, ordered_topk(group_TG, self.groups_kept), True)
+        dropped_TG = torch.ones_like(group_TG, dtype=torch.bool)
+        # Not in place: torch.vmap knows no other way.
+        dropped_TG = dropped_TG.scatter(-1, ordered_topk(group_TG, self.groups_kept), False)
         group_size = candidates.ranking.shape[-1] // self.num_groups
-        dropped_TE = ~kept_TG.repeat_interleave(group_size, dim=-1)
+        dropped_TE = dropped_TG.repeat_interleave(group_size, dim=-1)
         return Selected(ordered_topk(candidates.ranking, self.top_k, excluded=dropped_TE), excluded=dropped_TE)
 
     def _group_scores(self, candidates: Candidates) -> Tensor:

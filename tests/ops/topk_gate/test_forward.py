@@ -217,3 +217,21 @@ def test_rows_that_share_their_memory(isa: str) -> None:
         gated = topk_gate(row.expand(5, 40), top_k=4, score="sigmoid")
         alone = topk_gate(row, top_k=4, score="sigmoid")
     assert gated.index.equal(alone.index.expand(5, 4)) and gated.weights.equal(alone.weights.expand(5, 4))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_beside_infinity_no_softmax_is_sound(isa: str) -> None:
+    """Its scores are NaN, so their order chooses the first experts: their weights must not look sound."""
+    logits = torch.tensor([[0.0, 1.0, float("inf"), 2.0]])
+    with serving(isa):
+        gated = topk_gate(logits, top_k=2, score="softmax", renormalize=True, rank_by="scores")
+    assert gated.index.tolist() == [[0, 1]]
+    assert bool(gated.weights.isnan().all())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_mask_whose_bytes_are_not_one(isa: str) -> None:
+    mask = torch.tensor([3, 0, 128, 1], dtype=torch.uint8).view(torch.bool)
+    with serving(isa):
+        gated = topk_gate(torch.zeros(4, 3), top_k=1, score="sigmoid", token_mask_T=mask)
+    assert gated.index.flatten().tolist() == [0, -1, 0, 0]

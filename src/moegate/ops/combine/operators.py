@@ -49,6 +49,7 @@ def _combine_backward(
 ) -> tuple[Tensor, Tensor]:
     _check_both(rows_RD, grad_TD, slot_R, inverse_TK, weights_TK)
     check_range("slot", slot_R, inverse_TK.numel())
+    check_range("inverse", inverse_TK, slot_R.shape[0])
     grad_rows_RD = permute_reference(grad_TD, slot_R, inverse_TK, weights_TK)
     return grad_rows_RD, row_dots_reference(rows_RD, grad_TD, slot_R, inverse_TK)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from moegate.ops.dispatch_plan.reference import dispatch_plan_reference
 from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 from moegate.ops.library import define, register_fake
+from moegate.ops.transforms import is_mapped
 
 __all__ = ["Places", "dispatch_plan"]
 
@@ -62,8 +63,8 @@ def dispatch_plan(
 ) -> Places:
     """The places of all slots in rows sorted by expert.
 
-    Compiled, and on the meta device, the number of rows can't depend on the indices: then it is the greatest possible,
-    and the rows behind the last expert are padding.
+    Compiled, mapped by ``torch.vmap``, and on the meta device, the number of rows can't depend on the indices: then it
+    is the greatest possible, and the rows behind the last expert are padding.
 
     Args:
         index_TK: ``[T, K]`` int32 or int64 with any strides; -1 is an empty slot. A token may name an expert twice.
@@ -93,6 +94,6 @@ def dispatch_plan(
         )
     if fill and (capacity is None or alignment != 1):
         raise ValueError("fill=True pads to the capacity: give it one, and leave alignment 1.")
-    trim = not (torch.compiler.is_compiling() or index_TK.is_meta)
+    trim = not (torch.compiler.is_compiling() or index_TK.is_meta or is_mapped(index_TK))
     limit = -1 if capacity is None else capacity
     return Places(*_dispatch_plan(index_TK, num_experts, alignment, limit, fill, trim))

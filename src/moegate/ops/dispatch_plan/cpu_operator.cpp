@@ -171,6 +171,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dispatch_plan(
   arguments.top_k = top_k;
   arguments.num_experts = num_experts;
 
+  // First of all: a huge expanded index has no place for its outcome, which shows at once, and is not read in days.
+  Tensor inverse = new_tensor({num_tokens, top_k}, ScalarType::Long);
   Chunks chunks(num_tokens, num_slots, num_experts);
   const auto count = MOEGATE_SELECT_KERNEL(count_slots);
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
@@ -185,7 +187,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dispatch_plan(
   const int64_t used_rows = add_up(chunks, num_experts, options, segments);
   const int64_t num_rows = trim ? used_rows : most;
   Tensor slot = new_tensor({num_rows}, ScalarType::Long);
-  Tensor inverse = new_tensor({num_tokens, top_k}, ScalarType::Long);
   arguments.limit = capacity >= 0 ? segments.limit.data() : nullptr;
   arguments.slot = static_cast<int64_t*>(slot.mutable_data_ptr());
   arguments.inverse = static_cast<int64_t*>(inverse.mutable_data_ptr());

@@ -3,19 +3,19 @@
 Contract: rows ``[R, D]`` are sorted by expert; ``offsets [E]`` int64 holds the *end* of each expert's rows, growing
 from 0 to at most ``R``. Rows beyond the last offset belong to no expert: their output is zero and no gradient comes
 from them. The weights of an expert without rows are not read. In float32 and bfloat16 sums run in float32, and what
-lies between the two products is rounded to the type of the rows once; other types take the composition of
-``grouped_mm`` and the activation. On the CPU kernels a row's output has the same bits whatever the rows around it and
-however many threads run.
+lies between the two products is rounded to the type of the rows once; other types, ``torch.func`` and forward
+derivatives take the composition of ``grouped_mm`` and the activation. On the CPU kernels a row's output has the same
+bits whatever the rows around it and however many threads run.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from moegate.ops.experts.activations import ACTIVATIONS, GATED, PLAIN, apply_activation
 from moegate.ops.experts.forward import EXPERTS
 from moegate.ops.experts.gradient import experts_adding_gradients
 from moegate.ops.grouped_mm import grouped_mm
+from moegate.ops.transforms import is_transformed
 
 __all__ = ["ACTIVATIONS", "GATED", "PLAIN", "experts", "experts_adding_gradients"]
 
@@ -49,23 +49,15 @@ def experts(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, ac
     _check(rows_RD, up, down_EDF, offsets_E, activation)
     if up.dtype is not rows_RD.dtype or down_EDF.dtype is not rows_RD.dtype:
         up, down_EDF = up.to(rows_RD.dtype), down_EDF.to(rows_RD.dtype)
-    if rows_RD.dtype not in _OPERATOR_DTYPES:
+    if rows_RD.dtype not in _OPERATOR_DTYPES or is_transformed():
         inner_RF = apply_activation(grouped_mm(rows_RD, up, offsets_E), activation)
         return grouped_mm(inner_RF, down_EDF, offsets_E)
     index = _INDEX[activation]
     wants_gradient = torch.is_grad_enabled() and (rows_RD.requires_grad or up.requires_grad or down_EDF.requires_grad)
-    if wants_gradient or _is_transformed():
+    if wants_gradient or torch.compiler.is_compiling():
         return EXPERTS(rows_RD, up, down_EDF, offsets_E, index, wants_gradient)[0]  # type: ignore[no-any-return]
     with torch._C._AutoDispatchBelowAutograd():  # PyTorch's own way past a formula that nobody asks for
         return EXPERTS(rows_RD, up, down_EDF, offsets_E, index, False)[0]  # type: ignore[no-any-return]
-
-
-def _is_transformed() -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.maybe_current_level() is not None
-    )
 
 
 def _check(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, activation: str) -> None:

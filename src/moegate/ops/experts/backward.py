@@ -108,6 +108,7 @@ def _experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operat
             *tensors, activation, grad_rows_RD if needs_rows else None, grad_up, grad_down_EDF, True
         )
         return grad_rows_RD
+    _check_buffers((grad_up, grad_down_EDF), (up, down_EDF))
     grad_rows_RD, added_up, added_down_EDF = experts_backward_reference(*tensors, activation, needs_rows, True)
     start = 0
     for expert, end in enumerate(offsets_E.tolist()):
@@ -116,6 +117,17 @@ def _experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operat
             grad_down_EDF[expert] += added_down_EDF[expert]
         start = end
     return grad_rows_RD
+
+
+def _check_buffers(buffers: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor]) -> None:
+    """Raises where the kernel does."""
+    for name, buffer, weight in zip(("grad_up", "grad_down"), buffers, weights, strict=True):
+        fits = buffer.shape == weight.shape and buffer.is_contiguous() and buffer.device == weight.device
+        if not fits or buffer.dtype not in (weight.dtype, torch.float32) or buffer.dtype != buffers[0].dtype:
+            raise RuntimeError(
+                f"{name} {tuple(buffer.shape)} of {buffer.dtype} must be contiguous, {tuple(weight.shape)} as its "
+                f"weight is, and both of {weight.dtype} or both of float32."
+            )
 
 
 def _fake_into(grad_out_RD: Tensor, rows_RD: Tensor, *arguments: Any) -> Tensor:

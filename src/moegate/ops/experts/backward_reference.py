@@ -26,6 +26,7 @@ def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the op
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Grouped products around the derivative of the activation; see ``experts_backward``."""
+    _check_shapes(grad_out_RD, rows_RD, pre, up, down_EDF, activation)
     grad_inner_RF = grouped_mm(grad_out_RD, down_EDF.mT, offsets_E)
     inner_RF, grad_pre = activation_backward(pre, grad_inner_RF, _ACTIVATIONS[activation])
     empty = rows_RD.new_empty(0)
@@ -34,6 +35,20 @@ def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the op
         grouped_outer(grad_pre, rows_RD, offsets_E) if needs_weights else empty.clone(),
         grouped_outer(grad_out_RD, inner_RF, offsets_E) if needs_weights else empty.clone(),
     )
+
+
+def _check_shapes(
+    grad_out_RD: Tensor, rows_RD: Tensor, pre: Tensor, up: Tensor, down_EDF: Tensor, activation: int
+) -> None:
+    if not 0 <= activation < len(_ACTIVATIONS):
+        raise RuntimeError(f"activation={activation} is unknown: expected 0 to {len(_ACTIVATIONS) - 1}.")
+    fits = (rows_RD.ndim, down_EDF.ndim) == (2, 3) and grad_out_RD.shape == rows_RD.shape
+    if fits:
+        width = down_EDF.shape[2] * (2 if _ACTIVATIONS[activation] in _FUNCTION_OF else 1)
+        fits = up.shape == (down_EDF.shape[0], width, rows_RD.shape[1]) and pre.shape == (rows_RD.shape[0], width)
+    if not fits:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (grad_out_RD, rows_RD, pre, up, down_EDF))
+        raise RuntimeError(f"grad_out, rows, pre, up and down do not fit: {shapes}.")
 
 
 def activation_backward(pre: Tensor, grad_inner_RF: Tensor, activation: str) -> tuple[Tensor, Tensor]:

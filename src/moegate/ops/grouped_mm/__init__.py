@@ -9,7 +9,14 @@ derivatives. ``offsets`` is read on the host once per call.
 import torch
 from torch import Tensor
 
-from moegate.ops.grouped_mm.reference import grouped_mm_reference, grouped_outer_reference
+from moegate.ops.grouped_mm.reference import (
+    check_grouped_mm,
+    check_grouped_outer,
+    grouped_mm_reference,
+    grouped_outer_reference,
+)
+from moegate.ops.grouped_mm.transformed import grouped_mm_of_operators, grouped_outer_of_operators
+from moegate.ops.transforms import is_transformed
 
 __all__ = ["grouped_mm", "grouped_outer"]
 
@@ -26,11 +33,13 @@ def _grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tens
 
 @_grouped_mm.register_fake
 def _(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    check_grouped_mm(rows_RI, weight_EOI, offsets_E)
     return rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
 
 
 @_grouped_outer.register_fake
 def _(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tensor:
+    check_grouped_outer(left_RO, right_RI, offsets_E)
     return left_RO.new_empty(offsets_E.shape[0], left_RO.shape[1], right_RI.shape[1])
 
 
@@ -71,6 +80,7 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
 
     Raises:
         ValueError: when shapes or dtypes do not fit.
+        RuntimeError: when ``offsets`` decrease or leave the rows.
 
     Example:
         >>> import torch
@@ -89,6 +99,8 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
         )
     if rows_RI.dtype != weight_EOI.dtype:
         raise ValueError(f"rows are {rows_RI.dtype} and weight is {weight_EOI.dtype}: convert one of them.")
+    if is_transformed():
+        return grouped_mm_of_operators(rows_RI, weight_EOI, offsets_E)
     result: Tensor = _grouped_mm(rows_RI, weight_EOI, offsets_E)
     return result
 
@@ -109,5 +121,7 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tenso
         >>> grouped_outer(torch.ones(2, 1), torch.tensor([[1.0], [5.0]]), torch.tensor([1, 2])).flatten().tolist()
         [1.0, 5.0]
     """
+    if is_transformed():
+        return grouped_outer_of_operators(left_RO, right_RI, offsets_E)
     result: Tensor = _grouped_outer(left_RO, right_RI, offsets_E)
     return result

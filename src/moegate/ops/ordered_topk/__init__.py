@@ -24,6 +24,8 @@ library.define("topk_by_key(Tensor key, int k) -> Tensor", topk_by_key_reference
 
 
 def _index_fake(values_TN: Tensor, k: int, excluded_TN: Tensor | None = None) -> Tensor:
+    if values_TN.ndim != 2:
+        raise RuntimeError(f"The rows must come as 2 dimensions, got {values_TN.ndim}.")
     return values_TN.new_empty(values_TN.shape[0], k, dtype=torch.int64)
 
 

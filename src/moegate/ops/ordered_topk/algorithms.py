@@ -138,10 +138,14 @@ def _number(algorithm: str) -> int:
 
 
 def _reference(values: Tensor, k: int, algorithm: int) -> Tensor:
+    if not 0 <= algorithm < len(NAMES):
+        raise RuntimeError(f"algorithm={algorithm} is unknown: choose from 0 to {len(NAMES) - 1}.")
     return ALGORITHMS[NAMES[algorithm]](values, k)
 
 
 def _fake(values: Tensor, k: int, algorithm: int) -> Tensor:
+    if values.ndim != 2:
+        raise RuntimeError(f"The rows must come as 2 dimensions, got {values.ndim}.")
     return values.new_empty(values.shape[0], k, dtype=torch.int64)
 
 

@@ -59,9 +59,9 @@ void topk_rows(const TopKArguments& arguments, const TopKWorkspace& work, int64_
   for (int64_t i = begin; i < end; ++i) {
     write_row_keys(arguments, static_cast<const Element*>(arguments.values) + i * arguments.row_stride, work);
     if (arguments.excluded != nullptr) {
-      const bool* excluded = arguments.excluded + i * arguments.excluded_row_stride;
+      const uint8_t* excluded = arguments.excluded + i * arguments.excluded_row_stride;
       for (int64_t j = 0; j < arguments.row_size; ++j) {
-        if (excluded[j * arguments.excluded_element_stride]) work.selection.keys[j] = kExcludedKey;
+        if (excluded[j * arguments.excluded_element_stride] != 0) work.selection.keys[j] = kExcludedKey;
       }
     }
     const int32_t* order = select(arguments, work.selection);

@@ -14,7 +14,7 @@ struct TopKArguments {
   TopKElement element;
   int64_t row_stride;
   int64_t element_stride;
-  const bool* excluded; // [T, N], or null
+  const uint8_t* excluded; // [T, N] of bool, whose bytes need not be 0 or 1; or null
   int64_t excluded_row_stride;
   int64_t excluded_element_stride;
   int64_t row_size;

@@ -69,7 +69,7 @@ Tensor ordered_topk(const Tensor& values, int64_t k, const std::optional<Tensor>
         excluded->size(0) == values.size(0) && excluded->size(1) == values.size(1),
         "excluded must have the shape of the values, [", values.size(0), ", ", values.size(1), "], got [",
         excluded->size(0), ", ", excluded->size(1), "].");
-    arguments.excluded = static_cast<const bool*>(excluded->const_data_ptr());
+    arguments.excluded = static_cast<const uint8_t*>(excluded->const_data_ptr());
     arguments.excluded_row_stride = excluded->stride(0);
     arguments.excluded_element_stride = excluded->stride(1);
   }

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from moegate.ops.permute.reference import wide_type
 from moegate.ops.permute.shapes import ELEMENTS
+from moegate.ops.transforms import is_transformed
 
 
 def fitting_weights(weights_TK: Tensor | None, inverse_TK: Tensor, element: torch.dtype) -> Tensor | None:
@@ -26,11 +26,7 @@ def needs_reference(values: Tensor) -> bool:
     ``torch.func`` and forward-mode derivatives can't see through an operator with a formula of its own, but through the
     reference, which is made of PyTorch's operators.
     """
-    if values.dtype not in ELEMENTS:
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+    return values.dtype not in ELEMENTS or is_transformed()
 
 
 def needs_graph(values: Tensor, weights: Tensor | None) -> bool:

@@ -33,10 +33,10 @@ def check_matrix(name: str, values: Tensor, places: Tensor) -> None:
 
 def check_alike(left: Tensor, right: Tensor) -> None:
     """Raises RuntimeError unless both have rows of one kind."""
-    if left.dtype != right.dtype or left.shape[1] != right.shape[1]:
+    if (left.ndim, right.ndim) != (2, 2) or left.dtype != right.dtype or left.shape[1] != right.shape[1]:
         raise RuntimeError(
-            f"{left.dtype} {tuple(left.shape)} and {right.dtype} {tuple(right.shape)} must have the same type and the "
-            "same width."
+            f"{left.dtype} {tuple(left.shape)} and {right.dtype} {tuple(right.shape)} must be matrices of the "
+            "same type and the same width."
         )
 
 

@@ -19,6 +19,7 @@ from moegate.ops.portable.reference import (
 )
 
 __all__ = [
+    "PORTABLE_SCORES",
     "portable_exp",
     "portable_log1p",
     "portable_scores",
@@ -29,6 +30,8 @@ __all__ = [
 
 
 def _float32_reference(logits: Tensor, score: str) -> Tensor:
+    if score not in PORTABLE_SCORES:
+        raise RuntimeError(f"score must be one of {', '.join(PORTABLE_SCORES)}; got {score!r}.")
     return portable_scores_reference(logits.float(), score).contiguous()
 
 

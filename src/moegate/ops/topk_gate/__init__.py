@@ -22,6 +22,7 @@ from moegate.ops.topk_gate.reference import (
     topk_gate_reference,
     topk_gate_statistics_reference,
 )
+from moegate.ops.transforms import is_transformed
 
 __all__ = ["Gated", "topk_gate"]
 
@@ -67,6 +68,8 @@ def _statistics_fake(  # noqa: PLR0913, PLR0917 - the schema of the operator
     scale: float,
     mode: int,
 ) -> Statistics:
+    if logits_TE.ndim != 2:
+        raise RuntimeError(f"logits must have 2 dimensions, got {logits_TE.ndim}.")
     num_tokens, num_experts = logits_TE.shape
     for name, values in (("bias", bias_E), ("token_mask", token_mask_T)):
         if values is not None and values.device != logits_TE.device:
@@ -206,11 +209,12 @@ def topk_gate(  # noqa: PLR0913 - one setting per part of a rule
         with_logsumexp,
         differentiable,
     )
-    if not (with_counts or with_logsumexp or differentiable) and logits_TE.dtype != torch.float64:
+    by_operators = logits_TE.dtype == torch.float64 or is_transformed()
+    if not (with_counts or with_logsumexp or differentiable or by_operators):
         weights_TK, index_TK = _GATE(logits_TE, bias_E, token_mask_T, *options)
         return Gated(weights_TK, index_TK, None, None)
-    if logits_TE.dtype == torch.float64:
-        # The reference, which autograd differentiates as it stands.
+    if by_operators:
+        # The reference, which autograd and every transform differentiate as it stands.
         statistics = gate(logits_TE, bias_E, token_mask_T, options)
     else:
         statistics = Statistics(*_STATISTICS(logits_TE, bias_E, token_mask_T, *options))

@@ -93,6 +93,8 @@ def _reference(
 def _fake(
     logits_TE: Tensor, bias_E: Tensor, top_k: int, eps: float, switched_off: int, prefetch: bool
 ) -> tuple[Tensor, Tensor]:
+    if logits_TE.ndim != 2:
+        raise RuntimeError(f"logits must have 2 dimensions, got {logits_TE.ndim}.")
     shape = (logits_TE.shape[0], top_k)
     return logits_TE.new_empty(shape), logits_TE.new_empty(shape, dtype=torch.int64)
 

@@ -33,7 +33,7 @@ struct GateArguments {
   int64_t expert_stride;
   int64_t num_experts;
   const float* bias;      // [E], or null
-  const bool* token_mask; // [T], or null
+  const uint8_t* token_mask; // [T] of bool, whose bytes need not be 0 or 1; or null
   int64_t token_mask_stride;
   float* weights; // [T, K]
   void* index;    // [T, K]

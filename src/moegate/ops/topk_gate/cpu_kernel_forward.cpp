@@ -181,7 +181,7 @@ void gate_batch(const GateArguments& arguments, const Workspace& work, Passing* 
 }
 
 bool is_masked(const GateArguments& arguments, int64_t token) {
-  return arguments.token_mask != nullptr && !arguments.token_mask[token * arguments.token_mask_stride];
+  return arguments.token_mask != nullptr && arguments.token_mask[token * arguments.token_mask_stride] == 0;
 }
 
 template <class Element>

@@ -98,7 +98,7 @@ void take_token_mask(GateArguments& arguments, const std::optional<Tensor>& toke
   check(
       token_mask->size(0) == num_tokens, "token_mask must hold one value for each of ", num_tokens, " tokens, got ",
       token_mask->size(0), ".");
-  arguments.token_mask = static_cast<const bool*>(token_mask->const_data_ptr());
+  arguments.token_mask = static_cast<const uint8_t*>(token_mask->const_data_ptr());
   arguments.token_mask_stride = token_mask->stride(0);
 }
 

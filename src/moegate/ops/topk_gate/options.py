@@ -99,7 +99,9 @@ def options_for(  # noqa: PLR0913, PLR0917 - the whole rule of a gate, as the ke
     _check_numbers(eps, scale)
     check_sizes(num_experts, top_k, num_groups, groups_kept, group_score == "top2_sum")
     weight_score = score
-    if score == "softmax" and renormalize and not has_bias and eps * num_experts < _NEGLIGIBLE:
+    # Scores are NaN beside a logit of +inf, and choose anything then; logits choose the +inf, which spoils both alike.
+    by_logits = not has_bias and rank_by == "logits" and (group_score == "max" or groups_kept == num_groups)
+    if score == "softmax" and renormalize and by_logits and eps * num_experts < _NEGLIGIBLE:
         # The total over all experts cancels: a softmax over the chosen is the same, without a look at the others.
         weight_score, renormalize = "softmax_selected", False
     mode = Mode(

@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
 
 
 def gate(logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, options: Options) -> Statistics:
-    """The whole gate. Differentiable as it stands, for float64."""
+    """The whole gate. Differentiable as it stands: for float64, and under ``torch.func``."""
     mode = mode_of(options.mode)
     wide_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
     masked_T = None if token_mask_T is None else ~token_mask_T
@@ -60,9 +60,10 @@ def _select(logits_TE: Tensor, bias_E: Tensor | None, options: Options, mode: Mo
     dropped_TE = None
     if grouped:
         group_TG = _group_scores(scores_TE if mode.groups_by_top2_sum else ranking_TE, options.num_groups, mode)
-        kept_TG = torch.zeros_like(group_TG, dtype=torch.bool)
-        kept_TG.scatter_(-1, ordered_topk_reference(group_TG, options.groups_kept), True)
-        dropped_TE = ~kept_TG.repeat_interleave(logits_TE.shape[-1] // options.num_groups, dim=-1)
+        dropped_TG = torch.ones_like(group_TG, dtype=torch.bool)
+        # Not in place: torch.vmap knows no other way.
+        dropped_TG = dropped_TG.scatter(-1, ordered_topk_reference(group_TG, options.groups_kept), False)
+        dropped_TE = dropped_TG.repeat_interleave(logits_TE.shape[-1] // options.num_groups, dim=-1)
     return ordered_topk_reference(ranking_TE, options.top_k, excluded=dropped_TE)
 
 
@@ -84,7 +85,7 @@ def _count(index_TK: Tensor, num_experts: int) -> Tensor:
     if num_experts == 0:
         return counts_E
     index_N = index_TK.reshape(-1)
-    return counts_E.scatter_add_(0, index_N.clamp(min=0), (index_N >= 0).to(torch.int64))
+    return counts_E.scatter_add(0, index_N.clamp(min=0), (index_N >= 0).to(torch.int64))
 
 
 def topk_gate_statistics_reference(  # noqa: PLR0913, PLR0917 - the schema of the operator
