@@ -23,6 +23,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "num_experts_per_tok": (
         "num_experts_per_tok",
         "num_experts_per_token",
+        "experts_per_token",
         "top_k",
         "moe_topk",
         "moe_top_k",

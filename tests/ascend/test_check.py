@@ -1,7 +1,9 @@
 """`moegate ascend check`: which calls a model's routing needs, who accepts them, what to watch; hostile files."""
 
+import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from moegate.ascend.complaints import watch
 from moegate.ascend.gate_calls import GateCall, gate_call
 from moegate.ascend.generations import accepted_by
 from moegate.cli.shell import app
+from moegate.config import ALIASES, MODEL_TYPES
 
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -38,7 +41,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True},
     "olmoe": {"model_type": "olmoe", "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False},
-    "gpt_oss": {"model_type": "gpt_oss", "num_local_experts": 128, "num_experts_per_tok": 4, "dtype": "bfloat16"},
+    "gpt_oss": {
+        "model_type": "gpt_oss", "num_local_experts": 128, "num_experts_per_tok": 4, "experts_per_token": 4,
+        "dtype": "bfloat16",
+    },
+    "ernie4_5_moe": {"model_type": "ernie4_5_moe", "moe_num_experts": 64, "moe_k": 6, "moe_use_aux_free": True},
+    "longcat_flash": {
+        "model_type": "longcat_flash", "n_routed_experts": 512, "moe_topk": 12, "zero_expert_num": 256,
+        "zero_expert_type": "identity", "routed_scaling_factor": 6.0, "router_bias": False,
+    },
     "llama4": {"model_type": "llama4_text", "num_local_experts": 16, "num_experts_per_tok": 1},
     "minimax_m2": {
         "model_type": "minimax_m2", "num_local_experts": 256, "num_experts_per_tok": 8, "use_routing_bias": False,
@@ -55,6 +66,8 @@ ACCEPTED = {
     "qwen3_moe": [False, False, True, True, False],
     "olmoe": [False, True, True, True, False],
     "gpt_oss": [False, True, True, True, False],
+    "ernie4_5_moe": [False, False, True, True, False],
+    "longcat_flash": [False, True, True, True, False],
     "llama4": [False, True, True, True, False],
     "minimax_m2": [False, True, True, True, False],
     "megatron": [False, True, True, True, False],
@@ -67,6 +80,8 @@ WATCHED = {
     "qwen3_moe": {"renorm on old CANN", "E is not 256", "310P"},
     "olmoe": {"310P"},
     "gpt_oss": {"router in half precision", "310P"},
+    "ernie4_5_moe": {"renorm on old CANN", "E is not 256", "dtype of the bias"},
+    "longcat_flash": {"scale lost or doubled", "E is not 256", "dtype of the bias", "experts without weights"},
     "llama4": {"score", "sigmoid without normalisation", "E is not 256", "weights on the input"},
     "minimax_m2": {"score"},
     "megatron": set(),
@@ -123,6 +138,32 @@ def test_the_written_calls_that_move_rows_run(name: str) -> None:
     exec(returned, names)
     weights = torch.ones_like(names["y"]) if name == "llama4" else names["y"]
     torch.testing.assert_close(names["out"], hidden * weights.sum(-1, keepdim=True))
+
+
+def test_experts_without_weights_are_scored_and_get_no_row() -> None:
+    report = check_config(CONFIGS["longcat_flash"])
+    assert report.num_experts == report.gates[0].call.num_experts == 512 + 256
+    assert report.gates[0].call.biased
+    sent, returned = dict(report.moving).values()
+    assert "expert_num=768" in sent and "active_expert_range=[0, 512]" in sent
+    assert "drop_pad_mode=3" in returned and "expert_idx >= 512" in returned
+    for number in (-1, 1.5, True, 10**30):
+        with pytest.raises((TypeError, ValueError), match="zero_expert_num"):
+            check_config({**CONFIGS["longcat_flash"], "zero_expert_num": number})
+
+
+@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES.keys() - {"llama4", "dots1"}))
+def test_the_bias_is_that_of_the_models_code(model_type: str) -> None:
+    """The default configuration of every known type, by the router of transformers."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CONFIG_MAPPING[model_type]().get_text_config()
+    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    if not values.keys() & set(ALIASES["num_experts_per_tok"]):
+        values["num_experts_per_tok"] = 1
+    folder = Path(inspect.getfile(type(config))).parent
+    code = (folder / f"modeling_{folder.name}.py").read_text(encoding="utf-8")
+    report = check_config(values)
+    assert report.gates[-1].call.biased == bool(re.search("correction_bias|expert_bias", code))
 
 
 def test_the_written_hash_call_runs() -> None:

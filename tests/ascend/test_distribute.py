@@ -229,6 +229,12 @@ def test_gradients_come_back_from_the_other_process(by_process: list[dict[str, A
         assert torch.allclose(grad_factors, times * world.x[rank].sum(1, keepdim=True), atol=1e-5)
 
 
+def test_a_rank_that_sends_no_row_takes_part_in_the_backward(by_process: list[dict[str, Any]]) -> None:
+    """Without its part of the exchange the other rank has no gradients, or waits for them for ever."""
+    for ids, grad_x in by_process[0]["a rank without rows"]:
+        assert torch.equal(grad_x[:, 0], (ids < 4).any(dim=1).float())
+
+
 def test_wrong_groups_are_named(by_process: list[dict[str, Any]]) -> None:
     for rank in (0, 1):
         unknown, other_rank = by_process[rank]["errors"]
@@ -285,6 +291,8 @@ WRONG_DISPATCH: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"comm_alg": "ring"}, ValueError, "comm_alg must be one of '', 'fullmesh'"),
     ({"elastic_info": torch.ones(1)}, ValueError, "elastic_info is not offered"),
     ({"performance_info": torch.zeros(1)}, ValueError, "performance_info is not offered"),
+    ({"zero_expert_num": 1.5}, TypeError, "zero_expert_num must be an integer"),
+    ({"copy_expert_num": -1}, ValueError, "copy_expert_num must be at least 0"),
 ]  # fmt: skip
 
 
@@ -301,6 +309,7 @@ WRONG_COMBINE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ep_send_counts": torch.full((4,), 7)}, ValueError, "ep_send_counts must hold numbers of rows"),
     ({"expert_scales": torch.ones(3, 3)}, ValueError, r"expert_scales must be \[3, 2\]"),
     ({"shared_expert_x": torch.zeros(2, 4)}, ValueError, r"shared_expert_x must be \[3, 4\], got \(2, 4\)"),
+    ({"const_expert_num": 0.5}, TypeError, "const_expert_num must be an integer"),
     ({"copy_expert_num": 1}, TypeError, "x, which copy and constant experts give, must be a tensor"),
     ({"const_expert_num": 1, "ori_x": X}, TypeError, "alpha1, of the constant experts, must be a tensor"),
     ({"comm_quant_mode": 2}, ValueError, "comm_quant_mode=2 is not offered: rows travel as they are"),

@@ -252,6 +252,16 @@ def test_quantised_rows_have_no_gradient() -> None:
     assert not rows.requires_grad and not scale.requires_grad
 
 
+@pytest.mark.parametrize("bounds", ([0, 0], [3, 3], [8, 8]))
+def test_no_active_expert_has_no_rows_to_quantise(bounds: list[int]) -> None:
+    rows, places, counts, scales = ascend.npu_moe_init_routing_v2(
+        torch.ones(4, 3), torch.ones(4, 2, dtype=torch.int32), expert_num=8, active_expert_range=bounds,
+        scale=torch.ones(0, 3), quant_mode=1, expert_tokens_num_flag=True,
+    )  # fmt: skip
+    assert rows.shape == (8, 3) and rows.dtype == torch.int8 and not rows.any() and not scales.any()
+    assert places.tolist() == [-1] * 8 and counts.shape == (0,)
+
+
 X, IDS = torch.zeros(4, 3), torch.zeros(4, 2, dtype=torch.int32)
 ONE = torch.ones(1)
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -279,6 +289,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"quant_mode": 1, "scale": torch.ones(7, 3)}, ValueError, r"dynamic quantisation of 8 experts, must be \[8, 3\]"),
     ({"quant_mode": 1, "x": X.to(torch.int8)}, TypeError, "quantises floating-point rows, but x is torch.int8"),
     ({"x_dtype": torch.uint8}, ValueError, "x_dtype=torch.uint8 reinterprets x"),
+    ({"active_expert_range": [0.0, 4.0]}, TypeError, "A bound of active_expert_range must be an integer, got 0.0"),
+    ({"active_expert_range": torch.tensor([0, 4])}, TypeError, "must be a list .start, end., got tensor"),
+    ({"active_expert_range": 3}, TypeError, "must be a list .start, end., got 3"),
+    ({"quant_mode": True}, ValueError, "quant_mode must be -1"),
+    ({"expert_tokens_num_flag": "yes"}, TypeError, "expert_tokens_num_flag must be true or false"),
 ]  # fmt: skip
 
 

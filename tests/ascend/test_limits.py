@@ -250,10 +250,48 @@ WRONG_TYPES: dict[str, tuple[Call, str]] = {
     "softmax x": (softmax_v2(None), "x must be a tensor of logits, got NoneType"),
     "softmax k": (softmax(k="2"), "k must be an integer"),
     "v2 renorm": (softmax_v2(renorm=1.0), "renorm must be an integer"),
+    "v2 renorm bool": (softmax_v2(renorm=False), "renorm must be an integer, got False"),
+    "v2 output_softmax": (softmax_v2(output_softmax=1), "output_softmax must be true or false"),
+    "scale bool": (gate(routed_scaling_factor=True), "routed_scaling_factor must be a number, got True"),
+    "scale list": (gate(routed_scaling_factor=[1.0]), r"routed_scaling_factor must be a number, got \[1.0\]"),
+    "k list": (gate(k=[2]), r"k must be an integer, got \[2\]"),
+    "out_flag": (gate(out_flag="no"), "out_flag must be true or false, got 'no'"),
+    "input_ids": (gate(input_ids=[0] * 3, tid2eid=TABLE), "input_ids must be a tensor of int32 or int64, got list"),
+    "tid2eid": (gate(input_ids=IDS, tid2eid=[[0, 1]]), "tid2eid must be a tensor of int32 or int64, got list"),
+    "compat": (gate(compat="ascend"), "compat must be a moegate.ascend.Compat"),
+    "softmax compat": (softmax(compat=None), "compat must be a moegate.ascend.Compat"),
+    "v2 compat": (softmax_v2(compat=None), "compat must be a moegate.ascend.Compat"),
+    "fused compat": (fused(compat="ascend"), "compat must be a moegate.ascend.Compat"),
+    "fused mapping": (
+        fused(mapping=([1] * 16, torch.zeros(16, 2, dtype=torch.int32)), enable_expert_mapping=True),
+        "mapping_num must be a tensor of int32 or int64, got list",
+    ),
+    "fused enable_expert_mapping": (fused(enable_expert_mapping=1), "enable_expert_mapping must be true or false"),
+    "expert_idx": (backward(expert_idx=[[0, 1]] * 3), "expert_idx must be a tensor of int32 or int64, got list"),
     "fused top_k": (fused(sizes=(4, 2, 2, 4.0)), "top_k must be an integer"),
     "fused is_norm": (fused(is_norm=1), "is_norm must be true or false"),
     "fused scale": (fused(scale="1"), "scale must be a number"),
 }
+
+
+def test_a_bool_is_no_number_where_its_equal_was_seen_before() -> None:
+    npu_moe_gating_top_k(X, 1, renorm=1, routed_scaling_factor=1.0)
+    for name in ("renorm", "routed_scaling_factor"):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            npu_moe_gating_top_k(X, 1, **{"renorm": 1, name: True})
+
+
+def test_the_backward_refuses_tensors_of_another_device() -> None:
+    for name, values in (("expert_idx", torch.zeros(3, 2, dtype=torch.int32)), ("grad_y", torch.ones(3, 2))):
+        with pytest.raises(AscendOperatorError, match=f"{name} is on meta and x"):
+            backward(**{name: values.to("meta")})()
+
+
+def test_a_mapping_without_values_is_not_looked_at() -> None:
+    x = torch.empty(3, 16, device="meta")
+    mapping = (x.new_empty(16, dtype=torch.int32), x.new_empty(16, 2, dtype=torch.int32))
+    y, indices = moe_fused_topk(x, x[0], *mapping, 4, 2, 2, 4, enable_expert_mapping=True)
+    assert y.shape == indices.shape == (3, 4)
 
 
 @pytest.mark.parametrize("name", WRONG_TYPES)

@@ -210,6 +210,8 @@ def test_arguments_that_do_not_fit() -> None:
         unpermute(rows, index % 3, [3, 2], probs=torch.zeros(3, 5), drop_and_pad=True)
     with pytest.raises(ValueError, match="must hold tokens, so values from 0 to 2"):
         unpermute(rows, index, [3, 2], drop_and_pad=True)
+    with pytest.raises(ValueError, match="must hold tokens, so values from 0 to 2; got values from -5"):
+        unpermute(rows, index % 3 - 5, [3, 2], probs=torch.zeros(3, 4), drop_and_pad=True)
 
 
 def test_limits_of_the_hardware() -> None:

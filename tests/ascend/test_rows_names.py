@@ -48,6 +48,34 @@ SIGNATURES = {
 }
 
 
+# Of the gates, the operator without a function in torch_npu: aclnnMoeFusedTopk. The others are beside their tests.
+FUSED = (
+    "x, add_num, mapping_num, mapping_table, group_num, group_topk, top_n, top_k, activate_type=0, is_norm=True, "
+    "scale=1.0, enable_expert_mapping=False, *, strict=False"
+)
+GATES = {
+    "moe_fused_topk",
+    "npu_moe_gating_top_k",
+    "npu_moe_gating_top_k_backward",
+    "npu_moe_gating_top_k_softmax",
+    "npu_moe_gating_top_k_softmax_v2",
+}
+OUR_OWN = {"ASCEND", "MOEGATE", "AscendOperatorError", "Compat"}
+
+
+def test_the_public_names() -> None:
+    assert set(ascend.__all__) == {*SIGNATURES, *GATES, *OUR_OWN}
+    assert all(hasattr(ascend, name) for name in ascend.__all__)
+
+
+def test_the_order_of_fused_topk_is_that_of_the_c_interface() -> None:
+    parameters = inspect.signature(ascend.moe_fused_topk).parameters.values()
+    plain = [
+        parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters if parameter.name != "compat"
+    ]
+    assert str(inspect.Signature(plain)) == f"({FUSED})"
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_are_those_of_torch_npu_and_ours_come_last(name: str) -> None:
     signature = inspect.signature(getattr(ascend, name))

@@ -171,6 +171,10 @@ def work(rank: int, folder: Path) -> None:
     sent = world.dispatch(rank, group)
     world.combine(rank, sent[0] * factor_of(rank, 0), sent, group).sum().backward()
     results["gradients"] = world.x[rank].grad, world.factors[rank].grad
+    results["a rank without rows"] = [
+        gradient_of_tokens(rank, world, group)
+        for world in (World(2, 4, 1, tokens=(3, 0)), World(2, 4, 1, tokens=(3, 3), special=(4, 0, 0)))
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         results["errors"] = [
@@ -178,6 +182,17 @@ def work(rank: int, folder: Path) -> None:
             message_of(lambda: world.dispatch(1 - rank, group)),
         ]
     torch.save(results, folder / f"{rank}.pt")
+
+
+def gradient_of_tokens(rank: int, world: World, group: Any) -> tuple[Tensor, Tensor]:
+    """Where the last rank's tokens go to no rank, and shared experts outside are added: the ids, the gradient."""
+    world.ids[1].fill_(world.experts)
+    world.factors = [torch.ones_like(factors) for factors in world.factors]
+    x = world.x[rank].requires_grad_()
+    sent = world.dispatch(rank, group)
+    world.combine(rank, sent[0], sent, group, shared_expert_x=world.outside[rank]).sum().backward()
+    assert x.grad is not None
+    return world.ids[rank], x.grad
 
 
 def message_of(call: Any) -> str:

@@ -25,6 +25,13 @@ def check_scores_input(x: object, dims: tuple[int, ...] = (2,)) -> None:
 
 def check_per_expert(name: str, values: object, num_experts: int, x: Tensor) -> None:
     """Raises unless ``values`` is a floating-point tensor ``[E]`` on the device of ``x``."""
+    if (
+        isinstance(values, Tensor)
+        and values.is_floating_point()
+        and values.shape == (num_experts,)
+        and values.device == x.device
+    ):
+        return
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a tensor [{num_experts}] or None, got {type(values).__name__}.")
     refuse_unless(values.is_floating_point(), INVALID, "{} must be floating point, got {}.", name, values.dtype)
@@ -61,6 +68,23 @@ def check_integers(values: Sequence[object], names: Sequence[str]) -> None:
             check_integer(name, value)
 
 
+def check_ids(name: str, values: object, x: Tensor) -> None:
+    """Raises unless these are int32 or int64 values on the device of ``x``."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor of int32 or int64, got {type(values).__name__}.")
+    refuse_unless(
+        values.dtype in (torch.int32, torch.int64), INVALID, "{} must be int32 or int64, got {}.", name, values.dtype
+    )
+    refuse_unless(values.device == x.device, INVALID, "{} is on {} and x on {}.", name, values.device, x.device)
+
+
+def check_numbers(values: Sequence[object], names: Sequence[str]) -> None:
+    """Raises a ``TypeError`` unless each value is a number; a bool is none."""
+    for value, name in zip(values, names, strict=False):
+        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
+
+
 def float32_attribute(name: str, value: object) -> float:
     """A double as the operators keep it: narrowed to float32.
 
@@ -68,9 +92,8 @@ def float32_attribute(name: str, value: object) -> float:
         >>> float32_attribute("routed_scaling_factor", 2.826)
         2.8259999752044678
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    return _narrowed(float(value))
+    check_numbers((value,), (name,))
+    return _narrowed(float(value))  # type: ignore[arg-type] # checked
 
 
 def _narrow(value: float) -> float:

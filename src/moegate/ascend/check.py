@@ -10,6 +10,7 @@ from moegate.ascend.complaints import Subject, Watch, watch
 from moegate.ascend.gate_calls import GateCall, gate_call, has_bias_by_custom, moving_calls
 from moegate.ascend.generations import Acceptance, accepted_by
 from moegate.config import ALIASES, rule_from_config
+from moegate.parts import check_integer
 from moegate.rule import RoutingRule
 
 __all__ = ["Gate", "Report", "check_config", "read_config"]
@@ -37,7 +38,7 @@ class Report:
 
     Attributes:
         rule: the routing rule of the configuration.
-        num_experts: ``E``.
+        num_experts: ``E``, experts without weights included.
         gates: the gates, none when no operator computes them.
         moving: the calls that take tokens to their experts and back: operator and Python.
         watches: what to watch.
@@ -93,16 +94,19 @@ def check_config(config: Mapping[str, Any]) -> Report:
     rule = rule_from_config(part)
     rule.check(num_experts)
     biased = _has_bias(part, rule)
-    calls = {"all": gate_call(rule, num_experts, biased=biased)}
+    without_weights = _experts_without_weights(part)
+    scored = num_experts + without_weights
+    calls = {"all": gate_call(rule, scored, biased=biased)}
     if _has_hash_layers(part):
-        hashed = gate_call(rule, num_experts, biased=False, hashed=True)
+        hashed = gate_call(rule, scored, biased=False, hashed=True)
         calls = {"layers with hash routing": hashed, "all other layers": calls["all"]}
     gates = tuple(Gate(layers, call, accepted_by(call)) for layers, call in calls.items() if call is not None)
     dtype = part.get("dtype", part.get("torch_dtype", config.get("dtype", config.get("torch_dtype"))))
     dtype = dtype.removeprefix("torch.") if isinstance(dtype, str) else None
-    watches = watch(Subject(rule, gates[-1].call, dtype)) if gates else ()
-    moving = moving_calls(rule, num_experts, getattr(rule.selection, "top_k", 1)) if gates else ()
-    return Report(rule, num_experts, gates, moving, watches)
+    watches = watch(Subject(rule, gates[-1].call, dtype, without_weights)) if gates else ()
+    top_k = getattr(rule.selection, "top_k", 1)
+    moving = moving_calls(rule, num_experts, top_k, without_weights) if gates else ()
+    return Report(rule, scored, gates, moving, watches)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -156,13 +160,24 @@ def _num_experts(part: Mapping[str, Any]) -> int:
     )
 
 
+def _experts_without_weights(part: Mapping[str, Any]) -> int:
+    """How many experts give back the token itself; their ids follow those of the others."""
+    number = part.get("zero_expert_num")
+    if number is None:
+        return 0
+    check_integer("zero_expert_num", number, least=0)
+    if number > _MOST_EXPERTS:
+        raise ValueError(f"zero_expert_num={number:.3g} is no number of experts: expected at most {_MOST_EXPERTS}.")
+    return int(number)
+
+
 def _has_bias(part: Mapping[str, Any], rule: RoutingRule) -> bool:
     """Whether the router has a correction bias, by what the configuration says or by custom."""
     for name in ("use_routing_bias", "use_expert_bias", "moe_router_enable_expert_bias"):
         if isinstance(part.get(name), bool):
             return bool(part[name])
     return part.get("topk_method") == "noaux_tc" or (
-        has_bias_by_custom(rule.score) and rule.weighting.apply_to == "output"
+        has_bias_by_custom(rule.score, part.get("model_type")) and rule.weighting.apply_to == "output"
     )
 
 

@@ -66,3 +66,9 @@ MOEGATE = Compat(
     y_dtype="float32",
 )
 """What ``moegate.route`` does."""
+
+
+def check_compat(compat: object) -> None:
+    """Raises unless this is a ``Compat``."""
+    if not isinstance(compat, Compat):
+        raise TypeError(f"compat must be a moegate.ascend.Compat, such as ASCEND or MOEGATE; got {compat!r}.")

@@ -18,11 +18,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the complaints look at: the rule, its gate, and the dtype that the configuration names."""
+    """What the complaints look at: the rule, its gate, the dtype of the configuration, experts without weights."""
 
     rule: RoutingRule
     call: GateCall
     dtype: str | None = None
+    without_weights: int = 0
 
 
 _VLLM, _SGLANG = "vllm-project/vllm-ascend", "sgl-project/sglang"
@@ -81,10 +82,12 @@ def _normalisation(subject: Subject) -> Iterator[Watch]:
 
 def _renorm(subject: Subject) -> Iterator[Watch]:
     if subject.call.operator == "npu_moe_gating_top_k" and subject.call.renorm == 1:
+        plain = not (subject.call.grouped or subject.call.biased)
+        twin = " Or call npu_moe_gating_top_k_softmax_v2 with renorm=1, the same but for rounding." if plain else ""
         yield Watch(
             "renorm on old CANN",
             'Releases before 2026 answer "renorm is: 1, but currently only support 0". There, pass renorm=0 and '
-            "routed_scaling_factor=1.0, divide by the sum, then multiply by the factor, in this order.",
+            f"routed_scaling_factor=1.0, divide by the sum, then multiply by the factor, in this order.{twin}",
             f"{_VLLM} #7160, #11075",
         )
 
@@ -115,6 +118,14 @@ def _experts(subject: Subject) -> Iterator[Watch]:
             f"The model has {call.num_experts} experts. Early releases support 256 only, and some used the operator "
             "anyway: one model scored 0.05 instead of 0.67.",
             f"{_SGLANG} #16076, {_VLLM} #2958, #4356",
+        )
+    if subject.without_weights:
+        yield Watch(
+            "experts without weights",
+            f"The last {subject.without_weights} ids give back the token itself. active_expert_range leaves them out, "
+            "so that no row goes to them, and what they give is added at the end. CANN's MoeFinalizeRoutingV3 and "
+            "npu_moe_distribute_combine_v2 know them as copy experts.",
+            "LongCat-Flash",
         )
     if call.norm_type == 0 and not (call.grouped or call.biased) and call.num_experts % 16 == 0:
         yield Watch(

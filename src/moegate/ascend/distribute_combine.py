@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moegate.ascend.distribute_dispatch import NUMBERS_PER_ROW
-from moegate.ascend.distribute_limits import check_limits, check_unoffered
+from moegate.ascend.distribute_limits import check_limits, check_special_numbers, check_unoffered
 from moegate.ascend.exchange import exchange, process_group
 from moegate.ascend.expert_parallel import ExpertParallel, SentRows, active_slots
 from moegate.ascend.limits import INVALID, AscendOperatorError
@@ -167,6 +167,9 @@ def npu_moe_distribute_combine_v2(  # noqa: PLR0913, PLR0917 - the signature of 
         comm_quant_mode=comm_quant_mode,
         elastic_info=elastic_info,
         performance_info=performance_info,
+    )
+    check_special_numbers(
+        zero_expert_num=zero_expert_num, copy_expert_num=copy_expert_num, const_expert_num=const_expert_num
     )
     zero = moe_expert_num, moe_expert_num + zero_expert_num
     copy = zero[1], zero[1] + copy_expert_num

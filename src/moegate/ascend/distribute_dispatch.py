@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moegate.ascend.distribute_limits import check_limits, check_unoffered
+from moegate.ascend.distribute_limits import check_limits, check_special_numbers, check_unoffered
 from moegate.ascend.exchange import exchange, process_group
 from moegate.ascend.expert_parallel import ExpertParallel, SentRows, active_slots
 from moegate.ascend.limits import INVALID, AscendOperatorError
@@ -166,6 +166,9 @@ def npu_moe_distribute_dispatch_v2(  # noqa: PLR0913 - the signature of torch_np
         comm_alg=comm_alg,
         elastic_info=elastic_info,
         performance_info=performance_info,
+    )
+    check_special_numbers(
+        zero_expert_num=zero_expert_num, copy_expert_num=copy_expert_num, const_expert_num=const_expert_num
     )
     layout = ExpertParallel(
         ep_world_size,

@@ -6,6 +6,7 @@ from torch import Tensor
 from moegate.ascend.expert_parallel import ExpertParallel
 from moegate.ascend.limits import INVALID, AscendOperatorError
 from moegate.ascend.limits_rows import require, require_types
+from moegate.parts import check_integer
 
 _ALGORITHMS = ("", "fullmesh", "fullmesh_v1", "fullmesh_v2", "hierarchy")
 _A2_WORLDS = (2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, 256)
@@ -46,6 +47,18 @@ def check_unoffered(
     for name, value in unused.items():
         if isinstance(value, Tensor) or value not in (None, 0):
             raise AscendOperatorError(INVALID, f"{name} is not offered here, nor used by the device: leave it out.")
+
+
+def check_special_numbers(**numbers: object) -> None:
+    """Raises unless the numbers of special experts are integers from 0 on.
+
+    Example:
+        >>> check_special_numbers(zero_expert_num=-1)
+        Traceback (most recent call last):
+        ValueError: zero_expert_num must be at least 0, got -1.
+    """
+    for name, number in numbers.items():
+        check_integer(name, number, least=0)
 
 
 def check_limits(

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from moegate.ascend.attributes import (
+    check_ids,
     check_integers,
     check_per_expert,
     check_scores_input,
     float32_attribute,
 )
-from moegate.ascend.compat import ASCEND, Compat
+from moegate.ascend.compat import ASCEND, Compat, check_compat
 from moegate.ascend.gathered import gathered_weights
 from moegate.ascend.limits import (
     INVALID,
@@ -20,6 +21,7 @@ from moegate.ascend.limits import (
     device_only,
     refuse_unless,
 )
+from moegate.ascend.limits_rows import readable
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.ops.portable import portable_scores
 from moegate.parts import check_bool
@@ -94,6 +96,8 @@ def moe_fused_topk(  # noqa: PLR0913, PLR0917 - the operator's own signature
     sizes = (group_num, group_topk, top_n, top_k)
     check_integers((*sizes, activate_type), ("group_num", "group_topk", "top_n", "top_k", "activate_type"))
     check_bool("is_norm", is_norm)
+    check_bool("enable_expert_mapping", enable_expert_mapping)
+    check_compat(compat)
     refuse_unless(activate_type == 0, INVALID, "activate_type must be 0, the sigmoid; got {}.", activate_type)
     _check_sizes(x.shape[1], *sizes)
     factor = float32_attribute("scale", scale)
@@ -137,10 +141,7 @@ def _mapping(x: Tensor, mapping_num: Tensor | None, mapping_table: Tensor | None
     if mapping_num is None or mapping_table is None:
         raise AscendOperatorError(NULL_POINTER, "enable_expert_mapping needs both mapping_num and mapping_table.")
     for name, values in (("mapping_num", mapping_num), ("mapping_table", mapping_table)):
-        refuse_unless(
-            values.dtype in (torch.int32, torch.int64), INVALID, "{} must be int32, got {}.", name, values.dtype
-        )
-        refuse_unless(values.device == x.device, INVALID, "{} is on {} and x on {}.", name, values.device, x.device)
+        check_ids(name, values, x)
     refuse_unless(
         mapping_num.shape == (num_experts,),
         INVALID,
@@ -155,7 +156,7 @@ def _mapping(x: Tensor, mapping_num: Tensor | None, mapping_table: Tensor | None
         num_experts,
         mapping_table.shape,
     )
-    if not torch.compiler.is_compiling():
+    if readable(mapping_num):
         most = int(mapping_num.max())
         refuse_unless(
             most <= mapping_table.shape[1],

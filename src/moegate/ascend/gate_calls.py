@@ -8,6 +8,10 @@ from moegate.selection import GroupedTopK, TopK
 
 NORM_TYPE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2}
 """The ``norm_type`` of each score that the operators know."""
+SOFTMAX_WITH_BIAS = frozenset(("ernie4_5_moe", "ernie4_5_vl_moe_text", "longcat_flash"))
+"""Model types that score by a softmax and add a correction bias for the selection."""
+SIGMOID_WITHOUT_BIAS = frozenset(("cohere2_moe", "flint"))
+"""Model types that score by a sigmoid and have no correction bias."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +123,21 @@ def gate_call(rule: RoutingRule, num_experts: int, *, biased: bool, hashed: bool
     )
 
 
-def has_bias_by_custom(score: Score) -> bool:
-    """Whether routers with this score usually have a correction bias: all but the softmax's."""
-    return score.kind in {"sigmoid", "sqrt_softplus"}
+def has_bias_by_custom(score: Score, model_type: object) -> bool:
+    """Whether routers of this type have a correction bias; of a type that is not known, all but the softmax's have."""
+    if model_type in SOFTMAX_WITH_BIAS:
+        return True
+    return score.kind in {"sigmoid", "sqrt_softplus"} and model_type not in SIGMOID_WITHOUT_BIAS
 
 
-def moving_calls(rule: RoutingRule, num_experts: int, k: int) -> tuple[tuple[str, str], ...]:
-    """The calls that take tokens to their experts and back: operator and Python; the experts come in between."""
+def moving_calls(rule: RoutingRule, num_experts: int, k: int, without_weights: int = 0) -> tuple[tuple[str, str], ...]:
+    """The calls that take tokens to their experts and back: operator and Python; the experts come in between.
+
+    Experts without weights have the ids behind the others and give back the token.
+    """
     dropping = rule.capacity is not None
     range_and_counts = (
-        f"expert_num={num_experts}, drop_pad_mode={int(dropping)}, expert_tokens_num_type=1, "
+        f"expert_num={num_experts + without_weights}, drop_pad_mode={int(dropping)}, expert_tokens_num_type=1, "
         f"expert_tokens_num_flag=True, active_expert_range=[0, {num_experts}], quant_mode=-1, row_idx_type=0"
     )
     room = "expert_capacity=capacity" if dropping else f"active_num=num_tokens * {k}"
@@ -136,10 +145,14 @@ def moving_calls(rule: RoutingRule, num_experts: int, k: int) -> tuple[tuple[str
         "expanded_x, expanded_row_idx, tokens_per_expert, _ = torch_npu.npu_moe_init_routing_v2("
         f"hidden, expert_idx, {room}, {range_and_counts})"
     )
-    on_input = rule.weighting.apply_to == "input"
+    weights = "torch.ones_like(y)" if rule.weighting.apply_to == "input" else "y"
+    # A slot without a row is legal in mode 3 only, which takes rows of three dimensions.
+    rows = "expert_rows[None]" if without_weights and not dropping else "expert_rows"
     returned = (
         "out = torch_npu.npu_moe_finalize_routing("
-        f"expert_rows, None, None, None, {'torch.ones_like(y)' if on_input else 'y'}, expanded_row_idx, expert_idx, "
-        f"drop_pad_mode={3 if dropping else 2})"
+        f"{rows}, None, None, None, {weights}, expanded_row_idx, expert_idx, "
+        f"drop_pad_mode={3 if dropping or without_weights else 2})"
     )
+    if without_weights:
+        returned += f"\nout = out + ({weights} * (expert_idx >= {num_experts})).sum(-1, keepdim=True) * hidden"
     return ("npu_moe_init_routing_v2", sent), ("npu_moe_finalize_routing", returned)

@@ -16,7 +16,7 @@ from moegate.ascend.limits_rows import (
     require,
     require_types,
 )
-from moegate.parts import check_integer, check_positive_integer
+from moegate.parts import check_bool, check_integer, check_positive_integer
 
 NAME = "npu_moe_init_routing_v2"
 NO_QUANTIZATION, STATIC, DYNAMIC = -1, 0, 1
@@ -80,7 +80,8 @@ class Attributes:
         check_mode("drop_pad_mode", self.drop_pad_mode, (DROPLESS, DROP_PAD))
         check_mode("expert_tokens_num_type", self.expert_tokens_num_type, (CUMULATIVE, COUNT, KEY_VALUE))
         check_mode("row_idx_type", self.row_idx_type, (GATHER, SCATTER))
-        if self.quant_mode not in (NO_QUANTIZATION, STATIC, DYNAMIC):
+        check_bool("expert_tokens_num_flag", self.expert_tokens_num_flag)
+        if isinstance(self.quant_mode, bool) or self.quant_mode not in (NO_QUANTIZATION, STATIC, DYNAMIC):
             raise AscendOperatorError(
                 INVALID,
                 f"quant_mode must be -1 (none), 0 (static int8) or 1 (dynamic int8), got {self.quant_mode!r}: "
@@ -91,7 +92,11 @@ class Attributes:
             self._check_drop_pad()
 
     def _check_range(self) -> None:
+        if not isinstance(self.active_expert_range, list | tuple):
+            raise TypeError(f"active_expert_range must be a list [start, end], got {self.active_expert_range!r}.")
         bounds = tuple(self.active_expert_range)
+        for bound in bounds:
+            check_integer("A bound of active_expert_range", bound)
         if len(bounds) not in (0, 2):
             raise AscendOperatorError(INVALID, f"active_expert_range must be [start, end], got {list(bounds)}.")
         if not bounds and self.expert_num < 0:

@@ -163,13 +163,20 @@ def _moved(
             return rows_RH, no_scale_R
         return rows_RH, permute(scale[:, None], places.slot, places.inverse)[:, 0]
     if attributes.quant_mode == DYNAMIC:
-        smooth = scale if scale is None or scale.shape[0] == 1 else scale[places.expert]
-        quantized = dynamic_int8(rows_RH, smooth)
+        quantized = dynamic_int8(rows_RH, _smooth_rows(scale, places))
         return quantized.rows, quantized.scale
     assert scale is not None and offset is not None
     rows_RH = static_int8(rows_RH, scale, offset)
     # The offset must not reach the rows of padding.
     return rows_RH.masked_fill((places.slot < 0)[:, None], 0), no_scale_R
+
+
+def _smooth_rows(scale: Tensor | None, places: _Places) -> Tensor | None:
+    """What each row is multiplied by before it is quantised; None for nothing."""
+    if scale is None or scale.shape[0] == 1:
+        return scale
+    # No expert, no row that is not of padding.
+    return scale[places.expert] if scale.shape[0] else None
 
 
 def _counted(local_NK: Tensor, attributes: Attributes) -> Tensor:

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from moegate.ascend.attributes import (
+    check_ids,
     check_integers,
+    check_numbers,
     check_per_expert,
     check_range,
     check_scores_input,
     float32_attribute,
 )
-from moegate.ascend.compat import ASCEND, Compat
+from moegate.ascend.compat import ASCEND, Compat, check_compat
 from moegate.ascend.device import device_operator, given
 from moegate.ascend.gathered import gathered_weights
 from moegate.ascend.limits import (
@@ -29,6 +31,7 @@ from moegate.ascend.limits import (
 )
 from moegate.ops.portable import portable_scores
 from moegate.ops.topk_gate import topk_gate
+from moegate.parts import check_bool
 
 __all__ = ["npu_moe_gating_top_k"]
 
@@ -38,7 +41,6 @@ MAX_EXPERTS = 2048
 """The most experts that the kernels take."""
 MAX_HASH_K = 64
 _SORT_WIDTH = 32
-_INTEGERS = (torch.int32, torch.int64)
 
 
 class _Attributes(NamedTuple):
@@ -126,21 +128,17 @@ def npu_moe_gating_top_k(  # noqa: PLR0913 - the operator's own signature
         CANN ops-transformer, ``moe/moe_gating_top_k``; the gate of DeepSeek-V3, arXiv 2412.19437.
     """
     check_scores_input(x)
-    attributes = _Attributes(
-        k, k_group, group_count, group_select_mode, renorm, norm_type, routed_scaling_factor, eps
-    )  # fmt: skip
+    values = (k, k_group, group_count, group_select_mode, renorm, norm_type, routed_scaling_factor, eps)
     if compat is ASCEND and (operator := device_operator("npu_moe_gating_top_k", x)) is not None:
         # The norm_type is always passed on: its default was another once.
-        tensors = given(bias=bias, input_ids=input_ids, tid2eid=tid2eid)
+        tensors, attributes = given(bias=bias, input_ids=input_ids, tid2eid=tid2eid), _Attributes(*values)
         on_device: tuple[Tensor, Tensor, Tensor] = operator(x, out_flag=out_flag, **tensors, **attributes._asdict())
         return on_device
-    check_integers(attributes[:6], _Attributes._fields)
-    find = _settings.__wrapped__ if torch.compiler.is_compiling() else _settings
-    settings = find(x.shape[1], attributes, compat)
+    settings = _settings(x.shape[1], compat, values)
     if bias is not None:
         check_per_expert("bias", bias, x.shape[1], x)
     if strict:
-        _check_limits(x, bias, input_ids is not None, attributes)
+        _check_limits(x, bias, input_ids is not None, _Attributes(*values))
     if input_ids is not None or tid2eid is not None:
         y, expert_idx = _by_hash(x, input_ids, tid2eid, k, settings)
     else:
@@ -150,9 +148,30 @@ def npu_moe_gating_top_k(  # noqa: PLR0913 - the operator's own signature
     return y, expert_idx, _scores_out(x, settings, out_flag, compat)
 
 
-@lru_cache(maxsize=1024)
-def _settings(num_experts: int, attributes: _Attributes, compat: Compat) -> _Settings:
-    k, k_group, group_count, group_select_mode, renorm, norm_type, routed_scaling_factor, eps = attributes
+def _settings(num_experts: int, compat: Compat, values: tuple[Any, ...]) -> _Settings:
+    """The settings of a call, remembered: to find them takes longer than a small gate."""
+    if compat is not ASCEND:
+        check_compat(compat)
+    if torch.compiler.is_compiling():
+        return _find_settings(num_experts, compat, *values)
+    try:
+        # The default goes without a name: to hash it takes long.
+        return _remembered_settings(num_experts, None if compat is ASCEND else compat, *values)
+    except TypeError:
+        # Some value can't be hashed, or is of the wrong type: this says which.
+        return _find_settings(num_experts, compat, *values)
+
+
+# Of the types too: True is 1 to a cache, and no integer to the operator.
+@lru_cache(maxsize=1024, typed=True)
+def _remembered_settings(num_experts: int, compat: Compat | None, *values: Any) -> _Settings:
+    return _find_settings(num_experts, ASCEND if compat is None else compat, *values)
+
+
+def _find_settings(num_experts: int, compat: Compat, *values: Any) -> _Settings:
+    check_integers(values[:6], _Attributes._fields)
+    check_numbers(values[6:], _Attributes._fields[6:])
+    k, k_group, group_count, group_select_mode, renorm, norm_type, routed_scaling_factor, eps = values
     refuse_unless(norm_type in (0, 1, 2), TILING, "norm_type must be 0, 1 or 2, got {}.", norm_type)
     refuse_unless(renorm in (0, 1), TILING, "renorm must be 0 or 1, got {}.", renorm)
     refuse_unless(group_select_mode in (0, 1), TILING, "group_select_mode must be 0 or 1, got {}.", group_select_mode)
@@ -244,9 +263,8 @@ def _by_hash(
 
 def _check_table(x: Tensor, input_ids: Tensor, tid2eid: Tensor, k: int) -> None:
     num_rows, num_experts = x.shape
-    for name, values in (("input_ids", input_ids), ("tid2eid", tid2eid)):
-        refuse_unless(values.dtype in _INTEGERS, INVALID, "{} must be int32 or int64, got {}.", name, values.dtype)
-        refuse_unless(values.device == x.device, INVALID, "{} is on {} and x on {}.", name, values.device, x.device)
+    check_ids("input_ids", input_ids, x)
+    check_ids("tid2eid", tid2eid, x)
     refuse_unless(
         input_ids.shape == (num_rows,),
         INVALID,
@@ -270,6 +288,7 @@ def _scores_out(x: Tensor, settings: _Settings, out_flag: bool, compat: Compat) 
     if not out_flag:
         # Nothing is promised of this memory on the device. NaN shows a reader that relies on it.
         return x.new_full((), torch.nan, dtype=wide).expand_as(x)
+    check_bool("out_flag", out_flag)
     if settings.score == "sqrt_softplus" and compat.softplus == "naive":
         return _naive_sqrt_softplus(x.detach())
     return portable_scores(x, settings.score)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moegate.ascend.attributes import check_integers, check_range, check_scores_input, float32_attribute
+from moegate.ascend.attributes import check_ids, check_integers, check_range, check_scores_input, float32_attribute
 from moegate.ascend.device import device_operator
 from moegate.ascend.limits import (
     INVALID,
@@ -102,13 +102,13 @@ def _through_score(scores_TE: Tensor, grad_TE: Tensor, norm_type: int) -> Tensor
 def _check(x_norm: Tensor, grad_y: Tensor, expert_idx: Tensor, renorm: int, norm_type: int) -> None:
     refuse_unless(norm_type in (0, 1, 2), TILING, "norm_type must be 0, 1 or 2, got {}.", norm_type)
     refuse_unless(renorm in (0, 1), TILING, "renorm must be 0 or 1, got {}.", renorm)
-    for name, values in (("grad_y", grad_y), ("expert_idx", expert_idx)):
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name} must be a tensor [T, k], got {type(values).__name__}.")
+    if not isinstance(grad_y, Tensor):
+        raise TypeError(f"grad_y must be a tensor [T, k], got {type(grad_y).__name__}.")
+    check_ids("expert_idx", expert_idx, x_norm)
     num_tokens, num_experts = x_norm.shape
     refuse_unless(grad_y.is_floating_point(), INVALID, "grad_y must be floating point, got {}.", grad_y.dtype)
     refuse_unless(
-        expert_idx.dtype in (torch.int32, torch.int64), INVALID, "expert_idx must be int32, got {}.", expert_idx.dtype
+        grad_y.device == x_norm.device, INVALID, "grad_y is on {} and x_norm on {}.", grad_y.device, x_norm.device
     )
     refuse_unless(
         grad_y.ndim == 2 and grad_y.shape == expert_idx.shape and grad_y.shape[0] == num_tokens,

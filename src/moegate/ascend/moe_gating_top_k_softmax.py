@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moegate.ascend.attributes import check_finished, check_integers, check_scores_input
-from moegate.ascend.compat import ASCEND, Compat
+from moegate.ascend.compat import ASCEND, Compat, check_compat
 from moegate.ascend.device import device_operator
 from moegate.ascend.limits import INVALID, check_device_dtype, device_only, refuse_unless
 from moegate.ops.topk_gate import topk_gate
@@ -50,6 +50,7 @@ def npu_moe_gating_top_k_softmax(
         CANN ops-transformer, ``moe/moe_gating_top_k_softmax``.
     """
     check_softmax_input(x, finished, k)
+    check_compat(compat)
     if compat is ASCEND and (operator := device_operator("npu_moe_gating_top_k_softmax", x)) is not None:
         on_device: tuple[Tensor, Tensor, Tensor] = operator(x, finished, k)
         return on_device

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from moegate.ascend.attributes import check_integers
-from moegate.ascend.compat import ASCEND, Compat
+from moegate.ascend.compat import ASCEND, Compat, check_compat
 from moegate.ascend.device import device_operator
 from moegate.ascend.limits import TILING, refuse_unless
 from moegate.ascend.moe_gating_top_k_softmax import check_softmax_input, check_softmax_limits, softmax_gate
+from moegate.parts import check_bool
 from moegate.scoring import Softmax
 
 __all__ = ["npu_moe_gating_top_k_softmax_v2"]
@@ -55,8 +56,11 @@ def npu_moe_gating_top_k_softmax_v2(
         CANN ops-transformer, ``moe/moe_gating_top_k_softmax_v2``.
     """
     check_softmax_input(x, finished, k)
-    renorm, output_softmax = renorm or 0, bool(output_softmax)
+    check_compat(compat)
+    renorm = 0 if renorm is None else renorm
     check_integers((renorm,), ("renorm",))
+    output_softmax = False if output_softmax is None else output_softmax
+    check_bool("output_softmax", output_softmax)
     refuse_unless(renorm in (0, 1), TILING, "renorm must be 0 or 1, got {}.", renorm)
     if compat is ASCEND and (operator := device_operator("npu_moe_gating_top_k_softmax_v2", x)) is not None:
         on_device: tuple[Tensor, Tensor, Tensor] = operator(

@@ -49,11 +49,13 @@ class SlotTerms:
         index_T, num_rows = self.index[:, k], self.rows.shape[0]
         counts_T = index_T < num_rows
         has_row_T = (index_T >= 0) & counts_T
-        row_TD = torch.zeros(index_T.shape[0], self.rows.shape[1], device=index_T.device, dtype=wide(self.rows.dtype))
         if num_rows:
-            found_TD = self.rows[index_T.clamp(0, num_rows - 1)].to(row_TD.dtype)
+            found_TD = self.rows[index_T.clamp(0, num_rows - 1)].to(wide(self.rows.dtype))
             # What a slot without a row would read may be NaN: it must reach neither the sum nor the scale's gradient.
-            row_TD = torch.where(has_row_T[:, None], found_TD, row_TD)
+            row_TD = torch.where(has_row_T[:, None], found_TD, 0.0)
+        else:
+            # A sum of no rows is 0 and knows its rows: the exchange they came by must have a backward on every rank.
+            row_TD = self.rows.to(wide(self.rows.dtype)).sum(dim=0).expand(index_T.shape[0], -1)
         if self.special is not None and self.experts is not None:
             expert_T = self.experts[:, k]
             row_TD = self.special.instead(expert_T, row_TD)

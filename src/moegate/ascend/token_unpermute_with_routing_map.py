@@ -11,6 +11,7 @@ from moegate.ascend.limits_rows import (
     check_float,
     check_index,
     check_tensor,
+    check_values,
     require,
     require_types,
 )
@@ -112,6 +113,7 @@ def _padded_probs(probs: Tensor | None, token_R: Tensor) -> Tensor | None:
         )
     if token_R.shape[0] == 0:
         return probs.new_zeros(0)
+    check_values("sorted_indices", token_R, 0, probs.shape[0] - 1, "tokens")
     capacity = token_R.shape[0] // num_experts
     expert_R = torch.arange(num_experts, device=probs.device).repeat_interleave(capacity)
     return probs[token_R.to(torch.int64), expert_R]
