@@ -70,6 +70,7 @@ class Fuzzer:
             | self.order_calls(num_tokens, num_experts)
             | self.row_calls(slot, inverse)
             | self.expert_calls(offsets)
+            | self.mixture_calls(index, num_experts)
         )
 
     def gate_calls(self, index: torch.Tensor, num_experts: int) -> Calls:
@@ -133,6 +134,14 @@ class Fuzzer:
             "grouped_mm": [rows, up, offsets],
             "grouped_outer": [rows, pre, offsets],
         }
+
+    def mixture_calls(self, index: torch.Tensor, num_experts: int) -> Calls:
+        dtype, activation = self.random.choice([torch.float32, torch.bfloat16]), self.random.randint(0, 5)
+        hidden, inner = self.size(), self.size()
+        up = self.floats(num_experts, 2 * inner if activation < 2 else inner, hidden, dtype=dtype)
+        down = self.floats(num_experts, hidden, inner, dtype=dtype)
+        tokens, weights = self.floats(index.shape[0], hidden, dtype=dtype), self.floats(*index.shape)
+        return {"mixture": [tokens, index, weights, up, down, activation, self.flag()]}
 
     def spoiled(self, value: Any) -> Any:
         """The argument, or one of its kind that may not fit."""

@@ -31,6 +31,8 @@ def mixture_reference(  # noqa: PLR0917 - what a layer's second half takes
     weight_input: bool,
 ) -> Tensor:
     """The four operators, one after the other."""
+    if not 0 <= activation < len(ACTIVATIONS):
+        raise RuntimeError(f"activation must be 0 to {len(ACTIVATIONS) - 1}, got {activation}.")
     places = dispatch_plan(index_TK, up.shape[0])
     rows_RD = permute(hidden_TD, places.slot, places.inverse, weights_TK if weight_input else None)
     out_RD = experts(rows_RD, up, down_EDF, places.offsets, ACTIVATIONS[activation])
