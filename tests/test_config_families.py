@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 # Their routers are not modules that return logits, weights and indices; the layers are compared elsewhere.
 NOT_A_ROUTER_MODULE = {"llama4", "llama4_text", "jetmoe"}
 # Their routers have another name, another signature or another shape.
-ROUTERS_OF_THEIR_OWN = {"afmoe", "lfm2_moe", "longcat_flash", "switch_transformers"}
+ROUTERS_OF_THEIR_OWN = {"afmoe", "hunyuan_v1_moe", "lfm2_moe", "longcat_flash", "switch_transformers"}
 GROUPED = sorted(model_type for model_type, implied in MODEL_TYPES.items() if implied.get("topk_method") == "noaux_tc")
 
 
@@ -150,6 +150,20 @@ def test_longcat_flash_with_its_zero_experts():
     routing = moegate.route(logits, moegate.RoutingRule.from_config(config), bias=bias)
     theirs = torch.zeros(64, 32).scatter(1, index, weights)
     torch.testing.assert_close(spread(routing, 32), theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_hunyuan_with_a_list_that_says_the_same_for_each_layer():
+    modeling = pytest.importorskip("transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe")
+    config = small_config("hunyuan_v1_moe", num_experts=16, moe_topk=[4, 4], hidden_size=64)
+    router, hidden = modeling.HunYuanMoEV1Gate(config, layer_idx=1), torch.randn(64, 64)
+    with torch.no_grad():
+        logits, weights, index = router(hidden)
+    routing = moegate.route(logits, moegate.RoutingRule.from_config(config))
+    theirs = torch.zeros(64, 16).scatter(1, index, weights)
+    torch.testing.assert_close(spread(routing, 16), theirs, rtol=1e-6, atol=1e-7)
+    config.moe_topk = [4, 2]
+    with pytest.raises(TypeError, match=r"moe_topk must be an integer, got \[4, 2\]"):
+        moegate.RoutingRule.from_config(config)
 
 
 def test_switch_transformers_with_room_for_all():

@@ -121,9 +121,19 @@ def _check_honoured(values: Mapping[str, Any]) -> None:
         )
 
 
+def _same_in_all_layers(value: object) -> object:
+    """A list with a value for each layer, all equal, as that value; anything else as it is."""
+    if isinstance(value, list) and value and all(type(one) is int and one == value[0] for one in value):
+        return value[0]
+    return value
+
+
 def _read(values: Mapping[str, Any], name: str) -> Any:
     """The value under a name or one of its aliases; aliases that disagree are an error."""
     found = {alias: values[alias] for alias in ALIASES[name] if alias in values}
+    if name == "num_experts_per_tok":
+        # A list of numbers of experts is no such list: Ernie has one for each kind of input.
+        found = {alias: _same_in_all_layers(value) for alias, value in found.items()}
     # Older configurations carry the top_k of text generation, 50 by default, beside the name for experts per token.
     if len(found) > 1 and ("model_type" in values or found.get("top_k") == _GENERATION_TOP_K):
         found.pop("top_k", None)

@@ -42,6 +42,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "granitemoe_swa": _SOFTMAX_SELECTED,
     "granitemoehybrid": _SOFTMAX_SELECTED,
     "granitemoeshared": _SOFTMAX_SELECTED,
+    "hunyuan_v1_moe": _SOFTMAX_RENORMALIZED,
     "hy_v3": _SIGMOID_RENORMALIZED,
     "hy_v4": _SIGMOID_GROUPED,
     "jamba": _SOFTMAX_PLAIN,

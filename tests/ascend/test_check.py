@@ -54,6 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "minimax_m2": {
         "model_type": "minimax_m2", "num_local_experts": 256, "num_experts_per_tok": 8, "use_routing_bias": False,
     },
+    "hunyuan_v1_moe": {"model_type": "hunyuan_v1_moe", "num_experts": 64, "moe_topk": [8] * 32},
     "relu": {"num_experts": 8, "num_experts_per_tok": 2, "scoring_func": "relu"},
     "megatron": {"num_moe_experts": 8, "moe_router_topk": 2, "moe_expert_capacity_factor": 1.5},
 }  # fmt: skip
@@ -68,6 +69,7 @@ ACCEPTED = {
     "gpt_oss": [False, True, True, True, False],
     "ernie4_5_moe": [False, False, True, True, False],
     "longcat_flash": [False, True, True, True, False],
+    "hunyuan_v1_moe": [False, False, True, True, False],
     "llama4": [False, True, True, True, False],
     "minimax_m2": [False, True, True, True, False],
     "megatron": [False, True, True, True, False],
@@ -82,6 +84,7 @@ WATCHED = {
     "gpt_oss": {"router in half precision", "310P"},
     "ernie4_5_moe": {"renorm on old CANN", "E is not 256", "dtype of the bias"},
     "longcat_flash": {"scale lost or doubled", "E is not 256", "dtype of the bias", "experts without weights"},
+    "hunyuan_v1_moe": {"renorm on old CANN", "E is not 256", "310P"},
     "llama4": {"score", "sigmoid without normalisation", "E is not 256", "weights on the input"},
     "minimax_m2": {"score"},
     "megatron": set(),
