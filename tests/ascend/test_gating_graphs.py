@@ -54,6 +54,20 @@ def test_one_graph_gives_what_eager_gives(name: str) -> None:
         torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_gate_takes_one_number_after_the_other(dynamic: bool | None) -> None:
+    compiled = torch.compile(npu_moe_gating_top_k, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for number, (k, scale) in enumerate([(2, 2.5), (2, 2.827), (3, 1.0)]):
+        x = torch.randn(3 + number, 8)
+        for ours, expected in zip(
+            compiled(x, k, norm_type=1, routed_scaling_factor=scale, out_flag=True),
+            npu_moe_gating_top_k(x, k, norm_type=1, routed_scaling_factor=scale, out_flag=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.usefixtures("compiler")
 def test_export_with_any_number_of_rows() -> None:
     class Router(torch.nn.Module):

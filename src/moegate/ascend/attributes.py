@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def check_numbers(values: Sequence[object], names: Sequence[str]) -> None:
             raise TypeError(f"{name} must be a number, got {value!r}.")
 
 
-def float32_attribute(name: str, value: object) -> float:
+def float32_attribute(name: str, value: Any) -> float:
     """A double as the operators keep it: narrowed to float32.
 
     Example:
@@ -93,7 +94,10 @@ def float32_attribute(name: str, value: object) -> float:
         2.8259999752044678
     """
     check_numbers((value,), (name,))
-    return _narrowed(float(value))  # type: ignore[arg-type] # checked
+    if torch.compiler.is_compiling():
+        # A number that has changed between calls is a symbol to the compiler: this makes a graph for each value.
+        value = torch.fx.experimental.symbolic_shapes.guard_scalar(value)
+    return _narrowed(float(value))
 
 
 def _narrow(value: float) -> float:
