@@ -248,7 +248,8 @@ struct Few {
 };
 
 // Whether no more than kFew keys reach the bound. They are in `few` then.
-inline bool gather_few(const int32_t* keys, int64_t size, int32_t bound, Few& few) {
+template <class Keys>
+inline bool gather_few(Keys keys, int64_t size, int32_t bound, Few& few) {
   const Ints bounds = ints(bound);
   Ints place = lane_numbers();
   int64_t count = 0;

@@ -1,16 +1,13 @@
 #include "topk_gate/cpu_kernel.h"
 
 #include "cpu/pieces.h"
+#include "topk_gate/batches.h"
 #include "topk_gate/groups.h"
 #include "topk_gate/ranking.h"
 #include "topk_gate/weighing.h"
 
 namespace moegate::MOEGATE_ISA {
 namespace {
-
-// So many tokens go through each stage together: what one waits for, another can use.
-constexpr int64_t kBatch = 8;
-constexpr int64_t kBatchKeys = 4096; // of all tokens together, so that they stay close to the processor
 
 struct Workspace {
   Selection selection; // its keys are the first token's
@@ -25,11 +22,6 @@ struct Workspace {
 };
 
 bool has_groups(const GateRule& rule) { return rule.groups_kept < rule.num_groups; }
-
-int64_t tokens_of_a_batch(int64_t keys_of_one) {
-  const int64_t fitting = kBatchKeys / keys_of_one;
-  return fitting < 1 ? 1 : fitting < kBatch ? fitting : kBatch;
-}
 
 Workspace workspace(const GateArguments& arguments, void* memory) {
   const GateRule& rule = arguments.rule;

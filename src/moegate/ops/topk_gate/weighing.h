@@ -19,7 +19,7 @@ inline void fill(float* values, int64_t count, float value) {
 
 // Writes the logits of the chosen, all NaN for a row that has one, and returns the greatest.
 template <class Element>
-float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool has_nan, float* chosen) {
+inline float look_up(const Row<Element>& row, const int32_t* order, int64_t top_k, bool has_nan, float* chosen) {
   if (has_nan) {
     fill(chosen, top_k, __builtin_nanf(""));
     return chosen[0];
