@@ -1,5 +1,5 @@
-// The gate of sigmoid, bias and renormalised weights, with each optimisation of topk_gate switched off alone: the stages
-// are those of cpu_kernel_forward.cpp. All ways give the same bits.
+// The gate of sigmoid, bias and renormalised weights, with each optimisation of topk_gate switched off alone: the
+// stages are those of cpu_kernel_forward.cpp. All ways give the same bits.
 #include "topk_gate/cpu_kernel_ablation.h"
 
 #include "cpu/pieces.h"
@@ -32,7 +32,8 @@ struct Workspace {
   int64_t* unique;  // capacity + kLanes
   int64_t capacity;
   int32_t* maxima; // kMostMaxima
-  float* chosen;   // padded(K)
+  Chosen chosen;   // of a batch
+  float** weights; // [batch]
   float* bias;     // padded(E)
   int64_t size;    // in bytes
 };
@@ -56,7 +57,10 @@ Workspace workspace(const AblationArguments& arguments, void* memory, int64_t nu
   work.capacity = candidate_capacity(arguments.num_experts, arguments.rule.top_k);
   work.unique = pieces.next<int64_t>(work.capacity + kLanes);
   work.maxima = pieces.next<int32_t>(kMostMaxima);
-  work.chosen = pieces.next<float>(padded(arguments.rule.top_k));
+  const int64_t width = whole_blocks(arguments.rule.top_k);
+  work.chosen = {pieces.next<float>(work.batch * width), pieces.next<double>(work.batch * width),
+                 pieces.next<Softmax>(work.batch)};
+  work.weights = pieces.next<float*>(work.batch);
   work.bias = pieces.next<float>(padded(arguments.num_experts));
   work.size = pieces.taken();
   return work;
@@ -76,13 +80,15 @@ Row<float> row_of(const AblationArguments& arguments, int64_t token) {
   return {arguments.logits + token * arguments.num_experts, arguments.num_experts};
 }
 
-// --- the stages -------------------------------------------------------------------------------------------------------
+// --- the stages -----------------------------------------------------------------------------------------------------
 
 // Returns whether the row has a NaN.
 template <Optimisation off>
 bool write_sigmoid_keys(const Row<float>& row, const Workspace& work, int64_t i) {
   const auto keys = selection_of<off>(work, i).keys;
-  const auto facts = write_keys_of(row, work.bias, keys, [](Floats logits) { return portable_sigmoid(logits); });
+  const auto facts = write_keys_of(row, work.bias, keys, [](const auto& logits) MOEGATE_INLINED {
+    return portable_sigmoid(logits);
+  });
   return off == Optimisation::tree_reduction ? has_nan_serially(row) : facts.has_nan;
 }
 
@@ -122,14 +128,14 @@ void order_one(const AblationArguments& arguments, const Workspace& work, int64_
   order_candidates(work.unique, count, top_k, order);
 }
 
-void write_token(const AblationArguments& arguments, const Workspace& work, int64_t i) {
+void write_choice(const AblationArguments& arguments, const Workspace& work, int64_t i) {
   const int64_t top_k = arguments.rule.top_k;
   const Passing& passing = work.passing[i];
   const int32_t* order = work.keys + i * work.stride;
   for (int64_t k = 0; k < top_k; ++k) arguments.index[passing.token * top_k + k] = order[k];
-  look_up(row_of(arguments, passing.token), order, top_k, passing.has_nan, work.chosen);
-  double* scores = reinterpret_cast<double*>(work.unique);
-  weigh(arguments.rule, work.chosen, {}, scores, arguments.weights + passing.token * top_k);
+  float* chosen = work.chosen.logits + i * whole_blocks(top_k);
+  work.chosen.softmax[i] = {look_up(row_of(arguments, passing.token), order, top_k, passing.has_nan, chosen), 0.0};
+  work.weights[i] = arguments.weights + passing.token * top_k;
 }
 
 template <Optimisation off>
@@ -146,10 +152,11 @@ void gate_batch(const AblationArguments& arguments, const Workspace& work, int64
     }
   }
   for (int64_t i = 0; i < count; ++i) order_one<off>(arguments, work, i);
-  for (int64_t i = 0; i < count; ++i) write_token(arguments, work, i);
+  for (int64_t i = 0; i < count; ++i) write_choice(arguments, work, i);
+  weigh(arguments.rule, work.chosen, count, work.weights);
 }
 
-// --- rows -------------------------------------------------------------------------------------------------------------
+// --- rows -----------------------------------------------------------------------------------------------------------
 
 // Asks for the rows of the next batch.
 void prefetch(const AblationArguments& arguments, int64_t begin, int64_t end) {
@@ -183,7 +190,6 @@ int64_t topk_gate_ablation_scratch(const AblationArguments& arguments, int64_t n
   const int64_t num_experts = arguments.num_experts;
   std::memcpy(work.bias, arguments.bias, num_experts * sizeof(float));
   fill(work.bias + num_experts, padded(num_experts) - num_experts, 0.0f);
-  fill(work.chosen, padded(arguments.rule.top_k), 0.0f);
   switch (arguments.switched_off) {
     case Optimisation::tree_reduction:
       return gate_rows<Optimisation::tree_reduction>(arguments, work, begin, end);

@@ -74,20 +74,23 @@ double slot_gradients(const GateGradientArguments& arguments, int64_t token, con
 template <class Element, class Stored>
 void write_dense(const Row<Stored>& row, double grad, double logsumexp, Element* out) {
   const Doubles factor = doubles(grad), shift = doubles(logsumexp);
-  each_block(row, [&](int64_t i, Floats logits, int64_t count) {
-    const Floats values = narrowed(
-        factor * precise_exp(lower_half(logits) - shift), factor * precise_exp(upper_half(logits) - shift));
-    if (count == kLanes) {
-      store_as_elements(out + i, values);
-    } else {
-      store_as_elements(out + i, values, count);
-    }
+  each_block<kTogetherWide>(row, [&](int64_t first, const auto& logits, int64_t count) MOEGATE_INLINED {
+    const auto powers = factor * precise_exp(widened(logits) - shift);
+    one_by_one(first, logits, [&](int64_t i, Floats) MOEGATE_INLINED {
+      const int64_t place = (i - first) / kHalfLanes;
+      const Floats values = narrowed(powers.v[place], powers.v[place + 1]);
+      if (count == kLanes) {
+        store_as_elements(out + i, values);
+      } else {
+        store_as_elements(out + i, values, count);
+      }
+    });
   });
 }
 
 // The chosen get both gradients in one rounding.
 void add_dense(const Slots& slots, double grad, double logsumexp) {
-  each_eight(slots, [&](int64_t i, int64_t) {
+  each_eight(slots, [&](int64_t i, int64_t) MOEGATE_INLINED {
     const Doubles dense = doubles(grad) * precise_exp(load(slots.logits + i) - doubles(logsumexp));
     store(slots.grads + i, load(slots.grads + i) + dense);
   });
@@ -99,7 +102,9 @@ void spread_to_all(const GateGradientArguments& arguments, const GradientWorkspa
   const Element* start = static_cast<const Element*>(arguments.logits) + token * arguments.token_stride;
   const double logsumexp = arguments.logsumexp[token];
   add_dense(work.slots, grad, logsumexp);
-  if (arguments.expert_stride == 1) return write_dense(Row<Element>{start, arguments.num_experts}, grad, logsumexp, out);
+  if (arguments.expert_stride == 1) {
+    return write_dense(Row<Element>{start, arguments.num_experts}, grad, logsumexp, out);
+  }
   for (int64_t i = 0; i < arguments.num_experts; ++i) work.row[i] = to_float(start[i * arguments.expert_stride]);
   write_dense(Row<float>{work.row, arguments.num_experts}, grad, logsumexp, out);
 }

@@ -55,9 +55,8 @@ inline void write_scores(const Slots& slots, GateScore kind, double logsumexp) {
   for (int64_t i = 0; i < slots.count; ++i) greatest = slots.logits[i] > greatest ? slots.logits[i] : greatest;
   // A row with +inf, or of -inf alone, has no softmax over all.
   if (kind == GateScore::softmax) greatest = __builtin_isinf(logsumexp) ? __builtin_nan("") : logsumexp;
-  const Softmax softmax{greatest, 1.0};
   each_eight(slots, [&](int64_t i, int64_t) {
-    store(slots.scores + i, precise_score(kind, load(slots.logits + i), softmax));
+    store(slots.scores + i, precise_score(kind, load(slots.logits + i), doubles(greatest)));
   });
   if (kind != GateScore::softmax_selected) return;
   const Doubles total = doubles(sum_of(slots, slots.scores));
