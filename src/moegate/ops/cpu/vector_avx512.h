@@ -151,6 +151,10 @@ MOEGATE_INLINE void store_narrowed(float* to, Doubles a) { _mm256_storeu_ps(to, 
 
 MOEGATE_INLINE Doubles widened(__m256 a) { return {_mm512_cvtps_pd(a)}; }
 MOEGATE_INLINE Doubles load_widened(const float* from) { return widened(_mm256_loadu_ps(from)); }
+// The first `count` of eight; the lanes behind them are 0.
+MOEGATE_INLINE Doubles load_widened(const float* from, int64_t count) {
+  return count >= kHalfLanes ? load_widened(from) : widened(_mm256_maskz_loadu_ps(first_half_lanes(count).v, from));
+}
 MOEGATE_INLINE int32_t first_lane(Ints a) { return _mm_cvtsi128_si32(_mm512_castsi512_si128(a.v)); }
 
 MOEGATE_INLINE Floats load_as_floats(const float* from) { return load(from); }

@@ -262,6 +262,12 @@ MOEGATE_INLINE void store_narrowed(float* to, const Doubles& a) {
 MOEGATE_INLINE Doubles load_widened(const float* from) {
   return each_lane<kHalfLanes>([&](int64_t i) MOEGATE_INLINED { return static_cast<double>(from[i]); });
 }
+// The first `count` of eight; the lanes behind them are 0.
+MOEGATE_INLINE Doubles load_widened(const float* from, int64_t count) {
+  return each_lane<kHalfLanes>([&](int64_t i) MOEGATE_INLINED {
+    return i < count ? static_cast<double>(from[i]) : 0.0;
+  });
+}
 MOEGATE_INLINE int32_t first_lane(const Ints& a) { return a.v[0]; }
 
 template <class Element>
