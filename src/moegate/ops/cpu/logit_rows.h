@@ -17,7 +17,7 @@ struct Row {
 
 struct RowFacts {
   bool has_nan;
-  float greatest; // of the logits that are not NaN
+  float greatest; // of the logits that are not NaN; NaN where nobody looked
 };
 
 // Calls visit(first, logits, count) for all blocks of 16 logits in order, several together; past the end of the row the

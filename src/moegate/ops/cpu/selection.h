@@ -14,12 +14,18 @@ constexpr int32_t kExcludedKey = INT32_MIN + 1;
 constexpr int32_t kNanKey = INT32_MIN + 2;
 constexpr int32_t kMinusInfinityKey = static_cast<int32_t>(0x807fffff);
 
-// Integers in the order of the floats, -0 like +0; none is NaN.
-MOEGATE_INLINE Ints sort_keys_of_numbers(Floats values) { return flip_negative(as_ints(values + floats(0.0f))); }
+// -0 as +0, which it is equal to.
+template <class V>
+MOEGATE_INLINE V without_negative_zero(const V& values) {
+  return values + floats(0.0f);
+}
 
-// The same with NaN below -inf.
+// Integers in the order of the floats, none of which is NaN or -0.
+MOEGATE_INLINE Ints sort_keys_of_numbers(Floats values) { return flip_negative(as_ints(values)); }
+
+// Integers in the order of the floats: -0 like +0, NaN below -inf.
 MOEGATE_INLINE Ints sort_keys(Floats values) {
-  return select(is_nan(values), ints(kNanKey), sort_keys_of_numbers(values));
+  return select(is_nan(values), ints(kNanKey), sort_keys_of_numbers(without_negative_zero(values)));
 }
 
 // What lies past the first `count` lanes of a row's last block comes after everything.

@@ -81,6 +81,15 @@ MOEGATE_INLINE auto select(const Several<M, n>& mask, const A& a, const B& b) {
   return each_of<n>([&](int64_t i) MOEGATE_INLINED { return select(mask.v[i], at(a, i), at(b, i)); });
 }
 
+// Marks at least one lane if there is a NaN; two vectors take one comparison.
+template <int64_t n>
+MOEGATE_INLINE Mask any_nan(const Several<Floats, n>& a) {
+  static_assert(n <= 4);
+  const Mask found = either_is_nan(a.v[0], a.v[n / 2]);
+  if constexpr (n < 4) return found;
+  else return found | either_is_nan(a.v[1], a.v[3]);
+}
+
 // Each vector's lower half, then its upper one.
 template <int64_t n>
 MOEGATE_INLINE Several<Doubles, 2 * n> widened(const Several<Floats, n>& a) {

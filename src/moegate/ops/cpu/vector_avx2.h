@@ -95,7 +95,8 @@ MOEGATE_INLINE Mask compared(Floats x, Floats y) {
       _mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, predicate)),
       _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, predicate))};
 }
-MOEGATE_INLINE Mask is_nan(Floats x) { return compared<_CMP_UNORD_Q>(x, x); }
+MOEGATE_INLINE Mask either_is_nan(Floats x, Floats y) { return compared<_CMP_UNORD_Q>(x, y); }
+MOEGATE_INLINE Mask is_nan(Floats x) { return either_is_nan(x, x); }
 MOEGATE_INLINE Mask less(Floats x, Floats y) { return compared<_CMP_LT_OQ>(x, y); }
 MOEGATE_INLINE Mask at_least(Floats x, Floats y) { return compared<_CMP_GE_OQ>(x, y); }
 MOEGATE_INLINE Floats select(Mask mask, Floats x, Floats y) {

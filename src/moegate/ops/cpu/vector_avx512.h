@@ -56,7 +56,8 @@ MOEGATE_INLINE Floats maximum(Floats a, Floats b) { return {_mm512_max_ps(a.v, b
 MOEGATE_INLINE Floats minimum(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
 MOEGATE_INLINE Floats square_root(Floats a) { return {_mm512_sqrt_ps(a.v)}; }
 MOEGATE_INLINE Floats negative_magnitude(Floats a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
-MOEGATE_INLINE Mask is_nan(Floats a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+MOEGATE_INLINE Mask either_is_nan(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q)}; }
+MOEGATE_INLINE Mask is_nan(Floats a) { return either_is_nan(a, a); }
 MOEGATE_INLINE Mask less(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 MOEGATE_INLINE Mask at_least(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
 MOEGATE_INLINE Floats select(Mask mask, Floats a, Floats b) { return {_mm512_mask_mov_ps(b.v, mask.v, a.v)}; }

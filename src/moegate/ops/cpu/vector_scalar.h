@@ -133,9 +133,10 @@ MOEGATE_INLINE int32_t least(const Ints& a) {
   return found;
 }
 
-MOEGATE_INLINE Mask is_nan(const Floats& a) {
-  return each_mask_lane([&](int64_t i) MOEGATE_INLINED { return a.v[i] != a.v[i]; });
+MOEGATE_INLINE Mask either_is_nan(const Floats& a, const Floats& b) {
+  return each_mask_lane([&](int64_t i) MOEGATE_INLINED { return a.v[i] != a.v[i] || b.v[i] != b.v[i]; });
 }
+MOEGATE_INLINE Mask is_nan(const Floats& a) { return either_is_nan(a, a); }
 MOEGATE_INLINE Mask less(const Floats& a, const Floats& b) {
   return each_mask_lane([&](int64_t i) MOEGATE_INLINED { return a.v[i] < b.v[i]; });
 }

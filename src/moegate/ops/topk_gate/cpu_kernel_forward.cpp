@@ -107,7 +107,8 @@ void write_masked_token(const GateArguments& arguments, int64_t token) {
 template <class Element>
 Softmax softmax_over(const Row<Element>& row, RowFacts facts) {
   if (facts.has_nan) return {__builtin_nan(""), __builtin_nan("")};
-  return {facts.greatest, softmax_total(row, facts.greatest)};
+  const float greatest = facts.greatest == facts.greatest ? facts.greatest : facts_of(row).greatest;
+  return {greatest, softmax_total(row, greatest)};
 }
 
 // Last stages, but for the weights: what is known of a token once its experts are in order; `place` is its own in the

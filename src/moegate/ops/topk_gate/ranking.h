@@ -9,34 +9,46 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
-// keys[e] = key of value(logit of e, e); returns whether a value is NaN, and the greatest logit that is not.
-template <class Element, class Keys, class Value, class Key>
-inline RowFacts write_keys(const Row<Element>& row, Keys keys, Value&& value, Key&& key) {
+// keys[e] = key of value(logit of e, e), which is never -0; returns whether there is a NaN among the values. All logits
+// are shown to `look`.
+template <class Element, class Keys, class Value, class Key, class Look>
+inline bool write_keys(const Row<Element>& row, Keys keys, Value&& value, Key&& key, Look&& look) {
   Mask nan = no_lanes();
-  Floats most = floats(-kInfinity);
   each_block(row, [&](int64_t first, const auto& logits, int64_t count) MOEGATE_INLINED {
-    one_by_one(first, logits, [&](int64_t, Floats block) MOEGATE_INLINED { most = maximum(block, most); });
-    one_by_one(first, value(logits, first), [&](int64_t i, Floats block) MOEGATE_INLINED {
-      nan = nan | is_nan(block);
+    one_by_one(first, logits, look);
+    const auto values = value(logits, first);
+    nan = nan | any_nan(values);
+    one_by_one(first, values, [&](int64_t i, Floats block) MOEGATE_INLINED {
       store(keys + i, excluded_past(count, key(block)));
     });
   });
-  return {any(nan), greatest(most)};
+  return any(nan);
 }
 
 // A row without NaN, as nearly all are, is spared the steps that NaN needs.
-template <class Element, class Keys, class Value>
-inline RowFacts write_keys(const Row<Element>& row, Keys keys, Value&& value) {
+template <class Element, class Keys, class Value, class Look>
+inline bool write_keys(const Row<Element>& row, Keys keys, Value&& value, Look&& look) {
   const auto key_of_number = [](Floats block) MOEGATE_INLINED { return sort_keys_of_numbers(block); };
-  const RowFacts facts = write_keys(row, keys, value, key_of_number);
-  if (!facts.has_nan) [[likely]] return facts;
-  write_keys(row, keys, value, [](Floats block) MOEGATE_INLINED { return sort_keys(block); });
-  return facts_of(row); // a bias may be NaN where no logit is
+  if (!write_keys(row, keys, value, key_of_number, look)) [[likely]] return false;
+  const auto key_of_any = [](Floats block) MOEGATE_INLINED { return sort_keys(block); };
+  write_keys(row, keys, value, key_of_any, [](int64_t, Floats) MOEGATE_INLINED {});
+  return true;
 }
 
 template <class Element>
 inline RowFacts write_logit_keys(const Row<Element>& row, int32_t* keys) {
-  return write_keys(row, keys, [](const auto& logits, int64_t) MOEGATE_INLINED { return logits; });
+  Floats most = floats(-kInfinity);
+  const auto look = [&](int64_t, Floats logits) MOEGATE_INLINED { most = maximum(logits, most); };
+  const auto value = [](const auto& logits, int64_t) MOEGATE_INLINED { return without_negative_zero(logits); };
+  const bool has_nan = write_keys(row, keys, value, look);
+  return {has_nan, greatest(most)};
+}
+
+// The greatest logit is not looked for: few rules need it besides scores.
+template <class Element, class Keys, class Value>
+inline RowFacts write_value_keys(const Row<Element>& row, Keys keys, Value&& value) {
+  const bool has_nan = write_keys(row, keys, value, [](int64_t, Floats) MOEGATE_INLINED {});
+  return has_nan ? facts_of(row) : RowFacts{false, __builtin_nanf("")}; // a bias may be NaN where no logit is
 }
 
 template <int64_t n>
@@ -44,13 +56,13 @@ inline Several<Floats, n> with_bias(const Several<Floats, n>& scores, const floa
   return each_of<n>([&](int64_t i) MOEGATE_INLINED { return scores.v[i] + load(bias + i * kLanes); });
 }
 
-// `bias` has padded(E) elements, or is null.
+// `bias` has padded(E) elements, or is null; a score is never -0.
 template <class Element, class Keys, class Score>
 inline RowFacts write_keys_of(const Row<Element>& row, const float* bias, Keys keys, Score&& score) {
   if (bias == nullptr) {
-    return write_keys(row, keys, [&](const auto& logits, int64_t) MOEGATE_INLINED { return score(logits); });
+    return write_value_keys(row, keys, [&](const auto& logits, int64_t) MOEGATE_INLINED { return score(logits); });
   }
-  return write_keys(row, keys, [&](const auto& logits, int64_t first) MOEGATE_INLINED {
+  return write_value_keys(row, keys, [&](const auto& logits, int64_t first) MOEGATE_INLINED {
     return with_bias(score(logits), bias + first);
   });
 }
@@ -99,10 +111,12 @@ inline RowFacts write_score_keys(const Row<Element>& row, GateScore score, const
       });
     case GateScore::relu:
       return write_keys_of(row, bias, keys, [](const auto& logits) MOEGATE_INLINED {
-        return maximum(floats(0.0f), logits);
+        return without_negative_zero(maximum(floats(0.0f), logits));
       });
     default:
-      return write_keys_of(row, bias, keys, [](const auto& logits) MOEGATE_INLINED { return logits; });
+      return write_keys_of(row, bias, keys, [](const auto& logits) MOEGATE_INLINED {
+        return without_negative_zero(logits);
+      });
   }
 }
 
