@@ -8,6 +8,10 @@
 #include "cpu/intrinsics.h"
 #endif
 
+// For functions and lambdas that must not be called: a vector that passes through memory costs more than a step.
+#define MOEGATE_INLINED __attribute__((always_inline))
+#define MOEGATE_INLINE inline MOEGATE_INLINED
+
 namespace moegate::MOEGATE_ISA {
 namespace {
 
@@ -19,25 +23,25 @@ struct Half {
   uint16_t bits;
 };
 
-inline uint32_t bits_of(float value) {
+MOEGATE_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float float_of(uint32_t bits) {
+MOEGATE_INLINE float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline float to_float(float value) { return value; }
+MOEGATE_INLINE float to_float(float value) { return value; }
 
-inline float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+MOEGATE_INLINE float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
-inline void from_float(float value, float& out) { out = value; }
+MOEGATE_INLINE void from_float(float value, float& out) { out = value; }
 
-inline void from_float(float value, BFloat16& out) {
+MOEGATE_INLINE void from_float(float value, BFloat16& out) {
   const uint32_t bits = bits_of(value);
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   out.bits = is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -45,7 +49,7 @@ inline void from_float(float value, BFloat16& out) {
 
 #if MOEGATE_ISA_scalar
 
-inline float to_float(Half value) {
+MOEGATE_INLINE float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
@@ -53,7 +57,7 @@ inline float to_float(Half value) {
   return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
 }
 
-inline void from_float(float value, Half& out) {
+MOEGATE_INLINE void from_float(float value, Half& out) {
   const uint32_t sign = (bits_of(value) >> 16) & 0x8000u;
   const uint32_t magnitude = bits_of(value) & 0x7fffffffu;
   uint32_t half;
@@ -71,9 +75,9 @@ inline void from_float(float value, Half& out) {
 
 #else
 
-inline float to_float(Half value) { return _cvtsh_ss(value.bits); }
+MOEGATE_INLINE float to_float(Half value) { return _cvtsh_ss(value.bits); }
 
-inline void from_float(float value, Half& out) {
+MOEGATE_INLINE void from_float(float value, Half& out) {
   out.bits = static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
 }
 

@@ -14,14 +14,22 @@ constexpr int32_t kExcludedKey = INT32_MIN + 1;
 constexpr int32_t kNanKey = INT32_MIN + 2;
 constexpr int32_t kMinusInfinityKey = static_cast<int32_t>(0x807fffff);
 
+// -0 as +0, which it is equal to.
+template <class V>
+MOEGATE_INLINE V without_negative_zero(const V& values) {
+  return values + floats(0.0f);
+}
+
+// Integers in the order of the floats, none of which is NaN or -0.
+MOEGATE_INLINE Ints sort_keys_of_numbers(Floats values) { return flip_negative(as_ints(values)); }
+
 // Integers in the order of the floats: -0 like +0, NaN below -inf.
-inline Ints sort_keys(Floats values) {
-  const Ints keys = flip_negative(as_ints(values + floats(0.0f)));
-  return select(is_nan(values), ints(kNanKey), keys);
+MOEGATE_INLINE Ints sort_keys(Floats values) {
+  return select(is_nan(values), ints(kNanKey), sort_keys_of_numbers(without_negative_zero(values)));
 }
 
 // What lies past the first `count` lanes of a row's last block comes after everything.
-inline Ints excluded_past(int64_t count, Ints keys) {
+MOEGATE_INLINE Ints excluded_past(int64_t count, Ints keys) {
   return count == kLanes ? keys : select(first_lanes(count), keys, ints(kExcludedKey));
 }
 
@@ -54,7 +62,7 @@ inline int64_t count_reaching(Keys keys, int64_t size, int32_t bound) {
 
 // The k-th greatest of 16 or 32 keys.
 template <int64_t blocks>
-inline int32_t kth_of_few(const Ints (&keys)[blocks], int64_t k) {
+MOEGATE_INLINE int32_t kth_of_few(const Ints (&keys)[blocks], int64_t k) {
   int32_t all[blocks * kLanes];
   Ints reaching[blocks];
   for (int64_t block = 0; block < blocks; ++block) {
@@ -77,7 +85,7 @@ inline int32_t kth_of_few(const Ints (&keys)[blocks], int64_t k) {
 
 // A bound from the maxima of 16 or 32 lanes, for at most as many: at least k keys reach what k of the maxima reach.
 template <int64_t blocks, class Keys>
-inline int32_t bound_from_few_lanes(Keys keys, int64_t size, int64_t k) {
+MOEGATE_INLINE int32_t bound_from_few_lanes(Keys keys, int64_t size, int64_t k) {
   Ints most[blocks];
   for (int64_t block = 0; block < blocks; ++block) most[block] = ints(INT32_MIN);
   int64_t i = 0;
@@ -92,7 +100,7 @@ inline int32_t bound_from_few_lanes(Keys keys, int64_t size, int64_t k) {
 
 // With half as many maxima as lanes the bound lets few more keys pass, at half the work.
 template <class Keys>
-inline int32_t bound_for_few(Keys keys, int64_t size, int64_t k) {
+MOEGATE_INLINE int32_t bound_for_few(Keys keys, int64_t size, int64_t k) {
   return 2 * k <= kLanes ? bound_from_few_lanes<1>(keys, size, k) : bound_from_few_lanes<2>(keys, size, k);
 }
 
@@ -177,7 +185,8 @@ inline int64_t gather_exactly(Keys keys, int64_t size, int32_t kth, int32_t* pla
 
 // A key and its place in one integer, so that no two are alike and the greater comes first.
 inline int64_t unique_key(int32_t key, int32_t place) {
-  return static_cast<int64_t>((static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32) | static_cast<uint32_t>(~place));
+  const uint64_t high = static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32;
+  return static_cast<int64_t>(high | static_cast<uint32_t>(~place));
 }
 inline int32_t place_of(int64_t unique) { return static_cast<int32_t>(~static_cast<uint32_t>(unique)); }
 
@@ -242,23 +251,36 @@ inline void sort_descending(int64_t* values, int64_t count) {
 constexpr int64_t kFew = 2 * kLanes;
 
 struct Few {
-  int32_t keys[kFew + kLanes]; // in the order of their places, then kExcludedKey
-  int32_t places[kFew + kLanes];
+  int32_t keys[kFew + 5 * kLanes]; // in the order of their places, then kExcludedKey
+  int32_t places[kFew + 5 * kLanes];
   int64_t count;
 };
 
-// Whether no more than kFew keys reach the bound. They are in `few` then.
-inline bool gather_few(const int32_t* keys, int64_t size, int32_t bound, Few& few) {
-  const Ints bounds = ints(bound);
-  Ints place = lane_numbers();
-  int64_t count = 0;
-  for (int64_t i = 0; i < size && count <= kFew; i += kLanes) {
-    const Ints block = load(keys + i);
-    const Mask reaches = at_least(block, bounds);
-    append(few.keys + count, reaches, block);
-    count += append(few.places + count, reaches, place);
+// Appends those of some blocks' keys that reach the bound. All comparisons come first: the memory that one block's
+// candidates go to depends on the number of those before.
+template <int64_t blocks, class Keys>
+MOEGATE_INLINE int64_t append_reaching(Keys keys, int64_t first, Ints bound, int64_t count, Few& few) {
+  Mask reaches[blocks];
+  for (int64_t i = 0; i < blocks; ++i) reaches[i] = at_least(load(keys + first + i * kLanes), bound);
+  Ints place = lane_numbers() + ints(static_cast<int32_t>(first));
+  for (int64_t i = 0; i < blocks; ++i) {
+    append(few.keys + count, reaches[i], load(keys + first + i * kLanes));
+    count += append(few.places + count, reaches[i], place);
     place = place + ints(kLanes);
   }
+  return count;
+}
+
+// Whether no more than kFew keys reach the bound. They are in `few` then.
+template <class Keys>
+MOEGATE_INLINE bool gather_few(Keys keys, int64_t size, int32_t bound, Few& few) {
+  constexpr int64_t kBlocks = 4;
+  const Ints bounds = ints(bound);
+  int64_t count = 0, i = 0;
+  for (; i + kBlocks * kLanes <= size && count <= kFew; i += kBlocks * kLanes) {
+    count = append_reaching<kBlocks>(keys, i, bounds, count, few);
+  }
+  for (; i < size && count <= kFew; i += kLanes) count = append_reaching<1>(keys, i, bounds, count, few);
   few.count = count;
   if (count > kFew) return false;
   store(few.keys + count, ints(kExcludedKey));
@@ -267,18 +289,20 @@ inline bool gather_few(const int32_t* keys, int64_t size, int32_t bound, Few& fe
 
 // How many of the keys come before each: a greater one, or an equal one on its left.
 template <int64_t blocks>
-inline void slots_of_few(const int32_t* keys, Ints (&slots)[blocks]) {
+MOEGATE_INLINE void slots_of_few(const Ints (&keys)[blocks], Ints (&slots)[blocks]) {
   // A window that slides over it holds a single 1, in any lane.
   static constexpr int32_t kOneHot[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+  int32_t all[blocks * kLanes];
   Ints beaten_above[blocks]; // one less than the key where `other` is on its left, so that an equal one counts
   for (int64_t block = 0; block < blocks; ++block) {
-    beaten_above[block] = load(keys + block * kLanes) + ints(-1);
+    store(all + block * kLanes, keys[block]);
+    beaten_above[block] = keys[block] + ints(-1);
     slots[block] = ints(0);
   }
   for (int64_t i = 0; i < blocks * kLanes; ++i) {
     Ints& own = beaten_above[i / kLanes];
     own = own + load(kOneHot + kLanes - 1 - i % kLanes);
-    const Ints other = ints(keys[i]);
+    const Ints other = ints(all[i]);
     for (int64_t block = 0; block < blocks; ++block) {
       slots[block] = count_greater(slots[block], other, beaten_above[block]);
     }
@@ -286,23 +310,26 @@ inline void slots_of_few(const int32_t* keys, Ints (&slots)[blocks]) {
 }
 
 template <int64_t blocks>
-inline void order_few(const Few& few, int32_t* order) {
-  Ints slots[blocks];
-  slots_of_few(few.keys, slots);
+MOEGATE_INLINE void order_few(const Few& few, int32_t* order) {
+  Ints own[blocks], slots[blocks];
+  for (int64_t block = 0; block < blocks; ++block) own[block] = load(few.keys + block * kLanes);
+  slots_of_few(own, slots);
   int32_t slot_of[blocks * kLanes];
   for (int64_t block = 0; block < blocks; ++block) store(slot_of + block * kLanes, slots[block]);
   for (int64_t i = 0; i < blocks * kLanes; ++i) order[slot_of[i]] = few.places[i];
 }
 
-inline void order_few(const Few& few, int32_t* order) {
+// Writes up to kFew places.
+MOEGATE_INLINE void order_few(const Few& few, int32_t* order) {
   if (few.count <= kLanes) order_few<1>(few, order);
   else order_few<2>(few, order);
 }
 
 // Orders a row of at most 16 keys.
-inline void order_one_block(const int32_t* keys, int32_t* order) {
+MOEGATE_INLINE void order_one_block(const int32_t* keys, int32_t* order) {
+  const Ints own[1] = {load(keys)};
   Ints slots[1];
-  slots_of_few(keys, slots);
+  slots_of_few(own, slots);
   int32_t slot_of[kLanes];
   store(slot_of, slots[0]);
   for (int64_t i = 0; i < kLanes; ++i) order[slot_of[i]] = static_cast<int32_t>(i);
@@ -369,10 +396,13 @@ inline const int32_t* select_greatest(const Selection& selection, int64_t size, 
     order_one_block(keys, keys);
     return keys;
   }
-  Few few;
-  if (chooses_few(size, k) && gather_few(keys, padded(size), bound_for_few(keys, padded(size), k), few)) {
-    order_few(few, keys);
-    return keys;
+  if (chooses_few(size, k)) {
+    Few few;
+    const int64_t blocks = padded(size);
+    if (gather_few(keys, blocks, bound_for_few(keys, blocks, k), few)) {
+      order_few(few, keys);
+      return keys;
+    }
   }
   return select_among_many(selection, size, k);
 }

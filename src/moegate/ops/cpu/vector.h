@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kHalfLanes = 8;
 
-inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+MOEGATE_INLINE int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 } // namespace
 } // namespace moegate::MOEGATE_ISA
@@ -32,29 +32,29 @@ inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLan
 namespace moegate::MOEGATE_ISA {
 namespace {
 
-inline void store_as_elements(float* to, Floats values) { store(to, values); }
+MOEGATE_INLINE void store_as_elements(float* to, Floats values) { store(to, values); }
 
 // The first `count` lanes of a row's last block; the others are 0.
 template <class Element>
-inline void store_as_elements(Element* to, Floats values, int64_t count) {
+MOEGATE_INLINE void store_as_elements(Element* to, Floats values, int64_t count) {
   Element block[kLanes];
   store_as_elements(block, values);
   std::memcpy(to, block, count * sizeof(Element));
 }
 
-// Eight elements of a row, by their places.
+// The elements of a row at `count` places, at most eight; the lanes past them repeat the first one.
 template <class Element>
-inline Doubles gathered(const Element* row, const int32_t* places) {
+MOEGATE_INLINE Doubles gathered(const Element* row, const int32_t* places, int64_t count) {
+  const auto at = [&](int64_t i) MOEGATE_INLINED { return to_float(row[places[i < count ? i : 0]]); };
 #if MOEGATE_ISA_scalar
-  return each_lane<kHalfLanes>([&](int64_t i) { return static_cast<double>(to_float(row[places[i]])); });
+  return each_lane<kHalfLanes>([&](int64_t i) MOEGATE_INLINED { return static_cast<double>(at(i)); });
 #else
-  const auto at = [&](int64_t i) { return to_float(row[places[i]]); };
   return widened(_mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
 #endif
 }
 
 // The lanes added in one fixed order.
-inline double sum_of_lanes(Doubles a) {
+MOEGATE_INLINE double sum_of_lanes(Doubles a) {
   double v[kHalfLanes];
   store(v, a);
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));

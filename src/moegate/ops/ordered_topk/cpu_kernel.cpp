@@ -27,8 +27,10 @@ TopKWorkspace topk_workspace(const TopKArguments& arguments, void* memory) {
 
 template <class Element>
 void write_value_keys(const Row<Element>& row, int32_t* keys) {
-  each_block(row, [&](int64_t i, Floats values, int64_t count) {
-    store(keys + i, excluded_past(count, sort_keys(values)));
+  each_block(row, [&](int64_t first, const auto& blocks, int64_t count) MOEGATE_INLINED {
+    one_by_one(first, blocks, [&](int64_t i, Floats values) MOEGATE_INLINED {
+      store(keys + i, excluded_past(count, sort_keys(values)));
+    });
   });
 }
 

@@ -8,12 +8,14 @@ namespace {
 
 template <class Element, class Score>
 void score_each(const Row<Element>& row, float* scores, Score&& score) {
-  each_block(row, [&](int64_t i, Floats logits, int64_t count) {
-    if (count == kLanes) {
-      store(scores + i, score(logits));
-    } else {
-      store_as_elements(scores + i, score(logits), count);
-    }
+  each_block(row, [&](int64_t first, const auto& logits, int64_t count) MOEGATE_INLINED {
+    one_by_one(first, score(logits), [&](int64_t i, Floats block) MOEGATE_INLINED {
+      if (count == kLanes) {
+        store(scores + i, block);
+      } else {
+        store_as_elements(scores + i, block, count);
+      }
+    });
   });
 }
 
@@ -22,14 +24,16 @@ void softmax_row(const Row<Element>& row, float* scores) {
   const RowFacts facts = facts_of(row);
   const Floats greatest = floats(facts.has_nan ? __builtin_nanf("") : facts.greatest);
   Doubles total_a = doubles(0.0), total_b = doubles(0.0);
-  score_each(row, scores, [&](Floats logits) {
-    const Floats power = portable_exp(logits - greatest);
-    total_a = total_a + on_grid(lower_half(power)); // past the row these are exp(-inf) = 0
-    total_b = total_b + on_grid(upper_half(power));
-    return power;
+  score_each(row, scores, [&](const auto& logits) MOEGATE_INLINED {
+    const auto powers = portable_exp(logits - greatest);
+    one_by_one(0, powers, [&](int64_t, Floats power) MOEGATE_INLINED {
+      total_a = total_a + on_grid(lower_half(power)); // past the row these are exp(-inf) = 0
+      total_b = total_b + on_grid(upper_half(power));
+    });
+    return powers;
   });
   const Floats total = floats(static_cast<float>(sum_of_lanes(total_a + total_b)));
-  score_each(Row<float>{scores, row.size}, scores, [&](Floats powers) { return powers / total; });
+  score_each(Row<float>{scores, row.size}, scores, [&](const auto& powers) MOEGATE_INLINED { return powers / total; });
 }
 
 template <class Element>
@@ -43,10 +47,10 @@ void score_rows(const PortableArguments& arguments, int64_t begin, int64_t end) 
         softmax_row(row, scores);
         break;
       case PortableScore::sigmoid:
-        score_each(row, scores, [](Floats logits) { return portable_sigmoid(logits); });
+        score_each(row, scores, [](const auto& logits) MOEGATE_INLINED { return portable_sigmoid(logits); });
         break;
       case PortableScore::sqrt_softplus:
-        score_each(row, scores, [](Floats logits) { return portable_sqrt_softplus(logits); });
+        score_each(row, scores, [](const auto& logits) MOEGATE_INLINED { return portable_sqrt_softplus(logits); });
         break;
     }
   }

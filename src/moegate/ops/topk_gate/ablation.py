@@ -15,8 +15,8 @@ from moegate.ops.topk_gate.reference import topk_gate_reference
 OPTIMISATIONS = ("none", "blocking", "tree_reduction", "branch_free", "structure_of_arrays")
 """What can be switched off; the place of a name is the number that the operator knows it by.
 
-- ``blocking``: all stages of a row while it lies in the first-level cache; without it, one stage for all rows before
-  the next, with keys ``[T, E]`` in memory between.
+- ``blocking``: all stages of a few rows while they lie close to the processor; without it, one stage for all rows
+  before the next, with keys ``[T, E]`` in memory between.
 - ``tree_reduction``: a row is reduced lane by lane in vectors; without it, by scalar chains.
 - ``branch_free``: compare, compress, and rank by counting; without it, a sorted list of the best and a branch for each
   expert.

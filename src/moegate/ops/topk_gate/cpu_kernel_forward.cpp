@@ -1,6 +1,7 @@
 #include "topk_gate/cpu_kernel.h"
 
 #include "cpu/pieces.h"
+#include "topk_gate/batches.h"
 #include "topk_gate/groups.h"
 #include "topk_gate/ranking.h"
 #include "topk_gate/weighing.h"
@@ -8,16 +9,12 @@
 namespace moegate::MOEGATE_ISA {
 namespace {
 
-// So many tokens go through each stage together: what one waits for, another can use.
-constexpr int64_t kBatch = 8;
-constexpr int64_t kBatchKeys = 4096; // of all tokens together, so that they stay close to the processor
-
 struct Workspace {
   Selection selection; // its keys are the first token's
   int64_t batch;       // tokens at once
   int64_t keys_stride; // from one token's keys to the next one's
   Groups groups;
-  float* chosen;     // padded(K)
+  Chosen chosen;     // of a batch
   float* row;        // padded(E), where the logits of a token are not contiguous
   float* bias_copy;  // padded(E), where E is no multiple of 16
   const float* bias; // padded(E), or null
@@ -25,11 +22,6 @@ struct Workspace {
 };
 
 bool has_groups(const GateRule& rule) { return rule.groups_kept < rule.num_groups; }
-
-int64_t tokens_of_a_batch(int64_t keys_of_one) {
-  const int64_t fitting = kBatchKeys / keys_of_one;
-  return fitting < 1 ? 1 : fitting < kBatch ? fitting : kBatch;
-}
 
 Workspace workspace(const GateArguments& arguments, void* memory) {
   const GateRule& rule = arguments.rule;
@@ -50,7 +42,11 @@ Workspace workspace(const GateArguments& arguments, void* memory) {
   int64_t* unique = pieces.next<int64_t>(capacity + kLanes);
   int32_t* maxima = pieces.next<int32_t>(kMostMaxima);
   work.selection = {keys, unique, capacity, maxima};
-  work.chosen = pieces.next<float>(padded(rule.top_k));
+  // Alone, a token's scores may lie where its candidates were.
+  const int64_t width = whole_blocks(rule.top_k);
+  work.chosen = {pieces.next<float>(work.batch * width),
+                 work.batch > 1 ? pieces.next<double>(work.batch * width) : reinterpret_cast<double*>(unique),
+                 pieces.next<Softmax>(work.batch)};
   if (arguments.expert_stride != 1) work.row = pieces.next<float>(padded(num_experts));
   if (copies_bias) work.bias_copy = pieces.next<float>(padded(num_experts));
   work.bias = copies_bias ? work.bias_copy : arguments.bias;
@@ -111,27 +107,26 @@ void write_masked_token(const GateArguments& arguments, int64_t token) {
 template <class Element>
 Softmax softmax_over(const Row<Element>& row, RowFacts facts) {
   if (facts.has_nan) return {__builtin_nan(""), __builtin_nan("")};
-  return {facts.greatest, softmax_total(row, facts.greatest)};
+  const float greatest = facts.greatest == facts.greatest ? facts.greatest : facts_of(row).greatest;
+  return {greatest, softmax_total(row, greatest)};
 }
 
-// Third stage done: everything that is written about a token.
+// Last stages, but for the weights: what is known of a token once its experts are in order; `place` is its own in the
+// batch.
 template <class Element>
-void write_token(const GateArguments& arguments, const Workspace& work, const Row<Element>& row, RowFacts facts,
-                 int64_t token, const int32_t* order, int64_t* counts) {
+void write_choice(const GateArguments& arguments, const Workspace& work, const Row<Element>& row, RowFacts facts,
+                  int64_t token, const int32_t* order, int64_t place, int64_t* counts) {
   const GateRule& rule = arguments.rule;
   const int64_t top_k = rule.top_k;
+  float* chosen = work.chosen.logits + place * whole_blocks(top_k);
+  Softmax& softmax = work.chosen.softmax[place];
   write_index(arguments, token, order, counts);
-  Softmax softmax{look_up(row, order, top_k, facts.has_nan, work.chosen), 0.0};
-  if (arguments.chosen != nullptr) {
-    std::memcpy(arguments.chosen + token * top_k, work.chosen, top_k * sizeof(float));
-  }
-  if (arguments.logsumexp != nullptr || rule.weight_score == GateScore::softmax) {
-    const Softmax over_all = softmax_over(row, facts);
-    if (arguments.logsumexp != nullptr) arguments.logsumexp[token] = logsumexp_of(over_all);
-    if (rule.weight_score == GateScore::softmax) softmax = over_all;
-  }
-  double* scores = reinterpret_cast<double*>(work.selection.unique);
-  weigh(rule, work.chosen, softmax, scores, arguments.weights + token * top_k);
+  softmax = {look_up(row, order, top_k, facts.has_nan, chosen), 0.0};
+  if (arguments.chosen != nullptr) std::memcpy(arguments.chosen + token * top_k, chosen, top_k * sizeof(float));
+  if (arguments.logsumexp == nullptr && rule.weight_score != GateScore::softmax) return;
+  const Softmax over_all = softmax_over(row, facts);
+  if (arguments.logsumexp != nullptr) arguments.logsumexp[token] = logsumexp_of(over_all);
+  if (rule.weight_score == GateScore::softmax) softmax = over_all;
 }
 
 template <class Element>
@@ -139,7 +134,9 @@ void gate_one(const GateArguments& arguments, const Workspace& work, const Row<E
               int64_t* counts) {
   const RowFacts facts = rank(arguments.rule, row, work, work.selection.keys);
   const int32_t* order = select_greatest(work.selection, row.size, arguments.rule.top_k);
-  write_token(arguments, work, row, facts, token, order, counts);
+  write_choice(arguments, work, row, facts, token, order, 0, counts);
+  float* weights = arguments.weights + token * arguments.rule.top_k;
+  weigh(arguments.rule, work.chosen, 1, &weights);
 }
 
 // A token on its way through the stages.
@@ -174,10 +171,13 @@ void gate_batch(const GateArguments& arguments, const Workspace& work, Passing* 
     for (int64_t i = 0; i < count; ++i) gather_few(batch[i].keys, size, batch[i].bound, batch[i].few);
   }
   for (int64_t i = 0; i < count; ++i) order_passing(work, batch[i], num_experts, top_k);
+  float* weights[kBatch];
   for (int64_t i = 0; i < count; ++i) {
     // The order lies in the memory of the keys.
-    write_token(arguments, work, row_of(batch[i]), batch[i].facts, batch[i].token, batch[i].keys, counts);
+    write_choice(arguments, work, row_of(batch[i]), batch[i].facts, batch[i].token, batch[i].keys, i, counts);
+    weights[i] = arguments.weights + batch[i].token * top_k;
   }
+  weigh(arguments.rule, work.chosen, count, weights);
 }
 
 bool is_masked(const GateArguments& arguments, int64_t token) {
@@ -239,7 +239,6 @@ void topk_gate_rows(
     std::memcpy(work.bias_copy, arguments.bias, arguments.num_experts * sizeof(float));
     fill(work.bias_copy + arguments.num_experts, padded(arguments.num_experts) - arguments.num_experts, 0.0f);
   }
-  fill(work.chosen, padded(arguments.rule.top_k), 0.0f);
   switch (arguments.element) {
     case GateElement::float32:
       return gate_rows<float>(arguments, work, counts, begin, end);

@@ -67,8 +67,9 @@ inline void choose_groups(const Groups& groups, const int32_t* keys, int64_t num
     store(judged + group, excluded_past(count, group_keys(groups, keys, size, group)));
   }
   if (groups.count <= kLanes) {
+    const Ints own[1] = {load(judged)};
     Ints slots[1];
-    slots_of_few(judged, slots);
+    slots_of_few(own, slots);
     const Mask kept = greater(ints(static_cast<int32_t>(groups.kept)), slots[0]);
     store(groups.limits, select(kept, ints(INT32_MAX), ints(kExcludedKey)));
     return;

@@ -84,8 +84,9 @@ inline int32_t bisect_serially(const int32_t* keys, int64_t size, int64_t k, int
 inline int32_t bound_serially(const Selection& selection, int64_t size, int64_t k) {
   const int64_t blocks = padded(size);
   if (k <= kLanes) {
-    write_maxima_serially(selection.keys, blocks, 2 * kLanes, selection.maxima);
-    return kth_serially(selection.maxima, 2 * kLanes, k, selection.maxima + 2 * kLanes);
+    const int64_t width = 2 * k <= kLanes ? kLanes : 2 * kLanes;
+    write_maxima_serially(selection.keys, blocks, width, selection.maxima);
+    return kth_serially(selection.maxima, width, k, selection.maxima + width);
   }
   const int64_t width = padded(3 * k);
   if (width > kMostMaxima || 2 * width > size) return bisect_serially(selection.keys, blocks, k, k + k / 4 + 2);
