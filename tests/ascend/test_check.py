@@ -89,7 +89,7 @@ WATCHED = {
     "minimax_m2": {"score"},
     "megatron": set(),
 }
-ALWAYS = {"-1 with expert parallelism", "NaN in padding rows"}
+ALWAYS = {"names", "-1 with expert parallelism", "NaN in padding rows"}
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -104,8 +104,8 @@ def test_what_to_watch(name: str) -> None:
     report = check_config(CONFIGS[name])
     topics = {one.topic for one in report.watches}
     if report.gates[-1].call.operator == "npu_moe_gating_top_k":
-        assert "defaults and names" in topics
-    assert topics - ALWAYS - {"defaults and names"} == WATCHED[name]
+        assert "default of norm_type" in topics
+    assert topics - ALWAYS - {"default of norm_type"} == WATCHED[name]
     assert topics >= ALWAYS
     assert all(one.source for one in report.watches)
 

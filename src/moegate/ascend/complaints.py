@@ -26,6 +26,7 @@ class Subject:
     without_weights: int = 0
 
 
+_OP_PLUGIN = "Ascend/op-plugin"
 _VLLM, _SGLANG = "vllm-project/vllm-ascend", "sgl-project/sglang"
 
 
@@ -154,12 +155,8 @@ def _precision(subject: Subject) -> Iterator[Watch]:
 
 def _release(subject: Subject) -> Iterator[Watch]:
     if subject.call.operator == "npu_moe_gating_top_k":
-        yield Watch(
-            "defaults and names",
-            "Pass norm_type always: its default was 1 in torch_npu 7.0. And torch_npu's npu_moe_init_routing_v2 is "
-            "CANN's version 3.",
-            "Ascend/op-plugin",
-        )
+        yield Watch("default of norm_type", "Pass norm_type always: its default was 1 in torch_npu 7.0.", _OP_PLUGIN)
+    yield Watch("names", "torch_npu's npu_moe_init_routing_v2 is CANN's version 3, aclnnMoeInitRoutingV3.", _OP_PLUGIN)
 
 
 def _layout(subject: Subject) -> Iterator[Watch]:
