@@ -187,7 +187,8 @@ def test_a_layer_gives_the_same_bits_with_and_without(dtype: torch.dtype, calls:
 
 def test_a_layer_whose_experts_are_looked_at_calls_them(calls: list[int]) -> None:
     hidden, seen = torch.randn(4, 13), []
-    hooked, derived = layer(), layer(num_shared_experts=0)
+    hooked, derived, replaced = layer(), layer(), layer()
+    replaced.experts.forward = lambda rows_RD, offsets_E: torch.zeros_like(rows_RD)
     hooked.experts.register_forward_hook(lambda module, arguments, out: seen.append(out.shape))
 
     class Doubled(moegate.Experts):
@@ -198,6 +199,7 @@ def test_a_layer_whose_experts_are_looked_at_calls_them(calls: list[int]) -> Non
     derived.experts.__class__ = Doubled
     with torch.no_grad():
         hooked(hidden)
+        assert not replaced(hidden)[0].any()
         torch.testing.assert_close(derived(hidden)[0], 2.0 * plain)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer()(hidden)[0].dtype == torch.bfloat16
