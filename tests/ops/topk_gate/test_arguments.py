@@ -71,6 +71,9 @@ def test_logits(logits: Any, error: type[Exception], sentence: str) -> None:
     ],
 )
 def test_settings(changes: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    # What was right before is remembered; 2.0 equals 2, and True equals 1.
+    for top_k in (1, 2):
+        topk_gate(torch.randn(2, 6), **{**GOOD, "top_k": top_k})
     with pytest.raises(error, match=sentence):
         topk_gate(torch.randn(2, 6), **{**GOOD, **changes})
 

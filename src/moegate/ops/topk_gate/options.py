@@ -69,7 +69,7 @@ def mode_of(bits: int) -> Mode:
     return Mode(SCORES[score], SCORES[weight_score], *(bool(bits >> 8 >> bit & 1) for bit in range(len(_FLAGS))))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def options_for(  # noqa: PLR0913, PLR0917 - the whole rule of a gate, as the key of a cache
     num_experts: int,
     has_bias: bool,
