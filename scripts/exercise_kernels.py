@@ -63,7 +63,7 @@ def exercise_order() -> None:
 def exercise_layer() -> None:
     """Plan, permute, experts and combine, forward and backward, for a few tokens and for many."""
     for dtype, activation, (hidden, intermediate) in itertools.product(
-        (torch.float32, torch.bfloat16), ("swiglu", "gelu"), ((17, 5), (64, 96))
+        (torch.float32, torch.bfloat16), ("swiglu", "gelu"), ((17, 5), (64, 96), (2048, 8))
     ):
         rule = moegate.recipes.mixtral(top_k=2)
         moe = moegate.MoE(hidden, intermediate, 5, rule, activation=activation).to(dtype)

@@ -43,11 +43,14 @@ def test_rows_of_the_same_code_and_machine_are_found_the_last_one_first(tmp_path
     for number, changed in enumerate([{}, {}, {"commit": "other"}, {"machine": {}}, {"versions": {"torch": "3"}}]):
         results.append({"key": "a", "threads": 1, "number": number, **KNOWN, **changed})
     results.append({"key": "a", "threads": 2, "number": 9, **KNOWN})
-    found = results.measured(KNOWN)
+    results.append({"key": "a", "threads": 2, "number": 10, "quick": True, **KNOWN})
+    with results.path.open("a") as file:
+        file.write("3\n[]\nnull\n" + json.dumps(KNOWN) + "\n")
+    found = results.measured(KNOWN, quick=False)
     assert {key: row["number"] for key, row in found.items()} == {("a", 1): 1, ("a", 2): 9}
 
 
 def test_what_uncommitted_code_measured_is_not_taken_over(tmp_path):
     results, dirty = Results(tmp_path, "gate"), {**KNOWN, "commit": "abc-dirty"}
     results.append({"key": "a", "threads": 1, **dirty})
-    assert results.measured(dirty) == {}
+    assert results.measured(dirty, quick=False) == {}

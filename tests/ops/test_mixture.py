@@ -133,6 +133,7 @@ WRONG: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "width": ({"hidden_TD": torch.zeros(7, 12)}, ValueError, r"hidden \(7, 12\), up .* do not fit"),
     "far expert": ({"index_TK": torch.full((7, 3), 5)}, RuntimeError, "index"),
     "negative expert": ({"index_TK": torch.full((7, 3), -2)}, RuntimeError, "index"),
+    "list": ({"index_TK": [[0, 1, 2]] * 7}, TypeError, "must be tensors"),
     "index of float": ({"index_TK": torch.zeros(7, 3)}, TypeError, "int32 or int64"),
 }
 

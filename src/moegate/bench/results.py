@@ -44,18 +44,23 @@ class Results:
         found = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue  # cut off in the middle
+            if isinstance(row, dict):
+                found.append(row)
         return found
 
-    def measured(self, circumstances: Row) -> dict[tuple[str, int], Row]:
-        """``(key, threads)`` -> the last row of the same code, machine and versions; none for uncommitted code."""
+    def measured(self, circumstances: Row, *, quick: bool) -> dict[tuple[str, int], Row]:
+        """``(key, threads)`` -> the last row of the same code, machine, versions and effort; none for uncommitted
+        code."""
         if circumstances["commit"].endswith("-dirty"):
             return {}
         same = [
             row
             for row in self.rows()
             if all(row.get(name) == circumstances[name] for name in ("commit", "machine", "versions"))
+            and row.get("quick", False) == quick
+            and {"key", "threads"} <= row.keys()
         ]
         return {(row["key"], row["threads"]): row for row in same}

@@ -83,7 +83,7 @@ def run_suite(
         rows: gets each row as soon as there is one, so that the caller has them even after an interruption.
     """
     known, results = circumstances(), Results(folder, suite.name)
-    measured = results.measured(known) if options.resume else {}
+    measured = results.measured(known, quick=options.quick) if options.resume else {}
     for entry in chosen_entries(suite, quick=options.quick, only=options.only):
         case: Case | None = None
         for threads in options.threads:
@@ -92,7 +92,7 @@ def run_suite(
             if row is None:
                 case = case or without_variants(entry.build(), options.without)
                 found = measure(case, threads, limits[threads], options.effort)
-                row = {"suite": suite.name, "key": entry.key, **found, **known}
+                row = {"suite": suite.name, "key": entry.key, "quick": options.quick, **found, **known}
                 results.append(row)
             rows.append(row)
             progress.done()

@@ -23,7 +23,7 @@ EXAMPLES = (
 _WHAT = "; ".join(f"{name}: {purpose}" for name, purpose in SUITES.items()) + "; all: each of them."
 _THREADS = "Numbers of PyTorch's threads; every case is measured with each."
 _QUICK = "A few small cases in some seconds, to see that everything works."
-_OUTPUT = "Folder to append to; by default benchmarks/results in a clone, else moegate-bench."
+_OUTPUT = "Folder to append to; by default benchmarks/results in a clone, moegate-bench elsewhere and for a quick look."
 _ONLY = "Cases with one of these texts in their names, separated by commas."
 _WITHOUT = "Leave out peers with one of these texts in their names."
 _RESUME = "Take over what this commit has measured on this machine before, and measure the rest."
@@ -57,8 +57,11 @@ def bench(
     from moegate.lab.sweep import parse_integers, parse_list
 
     numbers = parse_integers("--threads", parse_list(threads))
+    if not numbers:
+        raise ValueError("--threads names no number of threads: write one, such as --threads 1,2.")
     clone = checkout()
-    folder = output or (clone / "benchmarks" / "results" if clone else Path("moegate-bench"))
+    # A quick look must not take the place of what was measured with care.
+    folder = output or (clone / "benchmarks" / "results" if clone and not quick else Path("moegate-bench"))
     console = Console()
     chosen = _with_cases(tuple(SUITES) if suite == "all" else (suite,), quick=quick, only=_texts(only))
     if suite == "all":
@@ -132,6 +135,7 @@ def run_one(name: str, options: Any, folder: Path, console: Console) -> None:
     from moegate.bench.running import chosen_entries, run_suite
 
     suite = load_suite(name)
+    folder.mkdir(parents=True, exist_ok=True)  # better now than when the first case is measured
     total = len(chosen_entries(suite, quick=options.quick, only=options.only)) * len(options.threads)
     rows: list[dict[str, Any]] = []
     interrupted = False

@@ -46,6 +46,18 @@ def test_reductions_of_several_chunks(hidden: int, width: int, dtype: torch.dtyp
     assert_right(given, given.run(isa)[0])
 
 
+@pytest.mark.parametrize(("hidden", "width"), [(2048, 48), (72, 2048), (64, 1024), (1024, 40)])
+@every_dtype
+@every_isa
+def test_columns_that_crowd_the_first_cache(hidden: int, width: int, dtype: torch.dtype, isa: str) -> None:
+    """A multiple of 4 KiB apart, they are copied where more than a few rows go by; one row alone has the same bits."""
+    given = case([8, 17, 34, 99], hidden, width, dtype=dtype)
+    out = given.run(isa)[0]
+    assert_right(given, out)
+    for row, ends in ((12, [0, 1, 1, 1]), (98, [0, 0, 0, 1])):
+        assert given.take([row], ends).run(isa)[0].equal(out[[row]])
+
+
 @pytest.mark.parametrize(("hidden", "width"), [(0, 5), (5, 0), (0, 0)])
 @every_isa
 def test_empty_dimensions(hidden: int, width: int, isa: str) -> None:

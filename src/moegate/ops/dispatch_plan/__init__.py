@@ -83,6 +83,8 @@ def dispatch_plan(
         >>> places.slot.tolist(), places.offsets.tolist(), places.inverse.tolist()
         ([1, 2, 0], [2, 2, 3], [[2, 0], [1, -1]])
     """
+    if not isinstance(index_TK, Tensor):
+        raise TypeError(f"index must be a tensor [T, K] of int32 or int64, got {type(index_TK).__name__}.")
     if index_TK.dtype is not torch.int64 and index_TK.dtype is not torch.int32:
         raise TypeError(f"index must be int32 or int64, got {index_TK.dtype}: convert it.")
     if index_TK.ndim != 2:

@@ -128,7 +128,7 @@ static inline __attribute__((always_inline)) void multiply_block(
   const Element* const next_rows = rows + (Rows + column / kBlockColumns * Does::kRowLines) * row_stride;
   Element* const copy = Does::kCopies ? panel.copy + column * Type::kChunk : nullptr;
   Vector sums[Rows][kBlockColumns] = {};
-  const auto step = [&](auto load, int64_t k) __attribute__((always_inline)) {
+  const auto step = [&](auto load, int64_t k, int64_t count) __attribute__((always_inline)) {
     typename Type::Operand left[Rows];
 #pragma GCC unroll 4
     for (int i = 0; i < Rows; ++i) {
@@ -139,7 +139,10 @@ static inline __attribute__((always_inline)) void multiply_block(
     for (int j = 0; j < kBlockColumns; ++j) {
       auto right = load(weights_of[j] + k);
       Type::pin(right);
-      if constexpr (Does::kCopies) std::memcpy(copy + j * Type::kChunk + k, &right, sizeof(right));
+      // Not the operand: that may be wider than the elements it was made of.
+      if constexpr (Does::kCopies) {
+        std::memcpy(copy + j * Type::kChunk + k, weights_of[j] + k, static_cast<size_t>(count) * sizeof(Element));
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < Rows; ++i) sums[i][j] = Type::multiply_add(left[i], right, sums[i][j]);
     }
@@ -150,7 +153,7 @@ static inline __attribute__((always_inline)) void multiply_block(
     ahead += Does::kLines * kLineBytes;
 #pragma GCC unroll 4
     for (int row = 0; row < Does::kRowLines; ++row) fetch(next_rows + row * row_stride + k);
-    step([](const Element* from) __attribute__((always_inline)) { return Type::load(from); }, k);
+    step([](const Element* from) __attribute__((always_inline)) { return Type::load(from); }, k, Type::kStep);
   };
   int64_t k = 0;
   if constexpr (Does::kLines > 1) { // where the memory sets the pace, fewer jumps let more loads begin early
@@ -161,7 +164,8 @@ static inline __attribute__((always_inline)) void multiply_block(
   }
   for (; k + Type::kStep <= length; k += Type::kStep) whole_step(k);
   if (k < length) {
-    step([&](const Element* from) __attribute__((always_inline)) { return Type::load_part(from, length - k); }, k);
+    const int64_t left = length - k;
+    step([&](const Element* from) __attribute__((always_inline)) { return Type::load_part(from, left); }, k, left);
   }
   store_sums<Rows>(panel.sums + column, panel.sums_stride, panel.add, sums);
 }

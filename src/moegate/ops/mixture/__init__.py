@@ -99,6 +99,8 @@ def mixture(
 def _check(
     hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor], activation: str
 ) -> None:
+    if not all(isinstance(value, Tensor) for value in (hidden_TD, index_TK, weights_TK, *projections)):
+        raise TypeError("hidden, index, weights, up and down must be tensors.")
     if activation not in _INDEX:
         raise ValueError(f"activation={activation!r} is none: choose {', '.join(ACTIVATIONS)}.")
     shape = index_TK.shape
