@@ -69,6 +69,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
 
 
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
+    monkeypatch.undo()
+    # It looks up each function of torch by identity, and may have listed the poisoned ones in an earlier test.
+    torch._dynamo.trace_rules.clear_lru_cache()
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
     """Where Chromium is; skips without one, and fails in CI."""

@@ -414,15 +414,6 @@ COMPILED = [
 ]
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    # It looks up each function of torch by identity, and may have listed the poisoned ones in an earlier test.
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.usefixtures("compiler")
 def test_one_graph_gives_what_eager_gives(name: str) -> None:

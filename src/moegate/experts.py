@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moegate.ops.experts import ACTIVATIONS, GATED, PLAIN, experts
+from moegate.ops.experts.activations import number_of
 from moegate.ops.experts.gradient import experts_adding_gradients
 from moegate.ops.transforms import is_transformed
 from moegate.parts import check_choice, check_positive_integer
@@ -72,7 +73,7 @@ class Experts(nn.Module):
         grad_up, grad_down = getattr(up, "main_grad", None), getattr(self.down_proj, "main_grad", None)
         if grad_up is None or grad_down is None or not _may_add_in_place():
             return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
-        number = ACTIVATIONS.index(self.activation)
+        number = number_of(self.activation)
         return experts_adding_gradients(rows_RD, up, self.down_proj, offsets_E, number, (grad_up, grad_down))
 
     @property

@@ -32,14 +32,6 @@ GATES: dict[str, Gate] = {
 }
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("name", GATES)
 @pytest.mark.usefixtures("compiler")
 def test_one_graph_gives_what_eager_gives(name: str) -> None:

@@ -104,7 +104,9 @@ def test_callgrind_is_told_two_different_patterns(tools):
 
 def test_the_driver_makes_the_calls():
     listed = json.dumps([{"num_tokens": 2, "num_experts": 9, "top_k": 3, "switched_off": "branch_free"}])
-    subprocess.run([sys.executable, "-m", "moegate.bench.ablation_driver", listed], check=True, timeout=100)
+    command = [sys.executable, "-m", "moegate.bench.ablation_driver", listed]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("problem", [ablation.Problem(9, 64, 8), ablation.Problem(9, 100, 40)])

@@ -93,9 +93,9 @@ def test_the_scale_is_not_folded_into_the_quotient() -> None:
     quotient = chosen / chosen.sum(axis=1, keepdims=True)
     separate, folded = quotient.astype(np.float32) * np.float32(2.5), (quotient * 2.5).astype(np.float32)
     weights = routing.weights.numpy()
-    assert (separate != folded).sum() > 1000
+    assert (separate != folded).sum() > 100
     # A quotient that lies almost in the middle between two float32 numbers may be rounded to the other.
-    assert (weights != separate).sum() <= 40
+    assert (weights != separate).sum() <= 4
 
 
 def test_without_renormalisation_the_weights_are_the_scores() -> None:

@@ -247,14 +247,6 @@ def test_the_registration_is_sound(trim: bool, options: tuple[int, int, bool]) -
         torch.library.opcheck(OPERATOR, (index, 5, *options, trim))
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 @pytest.mark.usefixtures("compiler")
 def test_compiled() -> None:
     def plan(index: Tensor) -> Places:

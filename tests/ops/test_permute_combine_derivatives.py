@@ -177,14 +177,6 @@ def test_the_registration_is_sound(options: dict[str, Any], dtype: torch.dtype) 
 # --- compiled and exported ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 def there_and_back(index: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
     places = dispatch_plan(index, NUM_EXPERTS)
     rows = permute(hidden, places.slot, places.inverse, weights)

@@ -90,14 +90,6 @@ def test_the_registration(dtype: torch.dtype, keep: bool) -> None:
         torch.library.opcheck(EXPERTS, (*leaves, given.offsets, 0, keep))
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 class Module(torch.nn.Module):
     def forward(self, rows: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
         return experts(rows * 1.0, up, down, offsets)

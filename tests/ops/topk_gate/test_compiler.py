@@ -10,14 +10,6 @@ from moegate.ops.topk_gate import topk_gate
 from moegate.ops.topk_gate.options import SCORES, options_for
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh compiler, without the poisoned memory of other tests: it can't trace through that."""
-    monkeypatch.undo()
-    torch._dynamo.trace_rules.clear_lru_cache()
-    torch.compiler.reset()
-
-
 def options(score: str, differentiable: bool) -> tuple[Any, ...]:
     return options_for(
         16, True, 3, score, 4, 2, "top2_sum", score == "sigmoid", 1e-20, 2.5, "logits", torch.int32, True, False,

@@ -289,7 +289,6 @@ MOEGATE_INLINE Doubles load_widened(const float* from, int64_t count) {
   if (count >= kHalfLanes) return load_widened(from);
   return widened(_mm256_maskload_ps(from, first_lanes(count).a));
 }
-MOEGATE_INLINE int32_t first_lane(Ints x) { return _mm_cvtsi128_si32(_mm256_castsi256_si128(x.a)); }
 
 MOEGATE_INLINE Floats load_as_floats(const float* from) { return load(from); }
 MOEGATE_INLINE Floats load_as_floats(const BFloat16* from) {

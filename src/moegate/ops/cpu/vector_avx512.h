@@ -156,7 +156,6 @@ MOEGATE_INLINE Doubles load_widened(const float* from) { return widened(_mm256_l
 MOEGATE_INLINE Doubles load_widened(const float* from, int64_t count) {
   return count >= kHalfLanes ? load_widened(from) : widened(_mm256_maskz_loadu_ps(first_half_lanes(count).v, from));
 }
-MOEGATE_INLINE int32_t first_lane(Ints a) { return _mm_cvtsi128_si32(_mm512_castsi512_si128(a.v)); }
 
 MOEGATE_INLINE Floats load_as_floats(const float* from) { return load(from); }
 MOEGATE_INLINE Floats load_as_floats(const BFloat16* from) {

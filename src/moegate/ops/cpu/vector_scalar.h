@@ -269,7 +269,6 @@ MOEGATE_INLINE Doubles load_widened(const float* from, int64_t count) {
     return i < count ? static_cast<double>(from[i]) : 0.0;
   });
 }
-MOEGATE_INLINE int32_t first_lane(const Ints& a) { return a.v[0]; }
 
 template <class Element>
 MOEGATE_INLINE Floats load_as_floats(const Element* from, int64_t count = kLanes) {

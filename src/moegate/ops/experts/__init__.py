@@ -11,7 +11,7 @@ bits whatever the rows around it and however many threads run.
 import torch
 from torch import Tensor
 
-from moegate.ops.experts.activations import ACTIVATIONS, GATED, PLAIN, apply_activation
+from moegate.ops.experts.activations import ACTIVATIONS, GATED, PLAIN, apply_activation, number_of
 from moegate.ops.experts.forward import EXPERTS
 from moegate.ops.experts.gradient import experts_adding_gradients
 from moegate.ops.grouped_mm import grouped_mm
@@ -20,7 +20,6 @@ from moegate.ops.transforms import is_transformed
 __all__ = ["ACTIVATIONS", "GATED", "PLAIN", "experts", "experts_adding_gradients"]
 
 _OPERATOR_DTYPES = (torch.float32, torch.bfloat16)
-_INDEX = {name: index for index, name in enumerate(ACTIVATIONS)}
 
 
 def experts(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, activation: str = "swiglu") -> Tensor:
@@ -46,13 +45,13 @@ def experts(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, ac
         >>> experts(rows, up, down, torch.tensor([1, 2]), "relu").flatten().tolist()
         [2.0, 30.0]
     """
+    index = number_of(activation)
     _check(rows_RD, up, down_EDF, offsets_E, activation)
     if up.dtype is not rows_RD.dtype or down_EDF.dtype is not rows_RD.dtype:
         up, down_EDF = up.to(rows_RD.dtype), down_EDF.to(rows_RD.dtype)
     if rows_RD.dtype not in _OPERATOR_DTYPES or is_transformed():
         inner_RF = apply_activation(grouped_mm(rows_RD, up, offsets_E), activation)
         return grouped_mm(inner_RF, down_EDF, offsets_E)
-    index = _INDEX[activation]
     wants_gradient = torch.is_grad_enabled() and (rows_RD.requires_grad or up.requires_grad or down_EDF.requires_grad)
     if wants_gradient or torch.compiler.is_compiling():
         return EXPERTS(rows_RD, up, down_EDF, offsets_E, index, wants_gradient)[0]  # type: ignore[no-any-return]
@@ -61,8 +60,6 @@ def experts(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, ac
 
 
 def _check(rows_RD: Tensor, up: Tensor, down_EDF: Tensor, offsets_E: Tensor, activation: str) -> None:
-    if activation not in _INDEX:
-        raise ValueError(f"activation={activation!r} is none: choose {', '.join(ACTIVATIONS)}.")
     if (rows_RD.ndim, up.ndim, down_EDF.ndim, offsets_E.ndim) != (2, 3, 3, 1):
         raise ValueError(
             f"rows {tuple(rows_RD.shape)}, up {tuple(up.shape)}, down {tuple(down_EDF.shape)} and offsets "

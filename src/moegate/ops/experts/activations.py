@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "GATED", "PLAIN", "apply_activation"]
+__all__ = ["ACTIVATIONS", "GATED", "PLAIN", "apply_activation", "number_of"]
 
 
 def _relu_squared(values: Tensor) -> Tensor:
@@ -22,6 +22,22 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ACTIVATIONS: tuple[str, ...] = (*GATED, *PLAIN)
 """Every name; the operators know an activation by its place here."""
+_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+def number_of(activation: str) -> int:
+    """The number that the operators know an activation by.
+
+    Raises:
+        ValueError: when there is none of that name.
+
+    Example:
+        >>> number_of("geglu")
+        1
+    """
+    if activation not in _NUMBERS:
+        raise ValueError(f"activation={activation!r} is none: choose {', '.join(ACTIVATIONS)}.")
+    return _NUMBERS[activation]
 
 
 def apply_activation(pre: Tensor, activation: str) -> Tensor:

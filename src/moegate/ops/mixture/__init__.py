@@ -12,13 +12,12 @@ from torch import Tensor
 from moegate.ops.combine import combine
 from moegate.ops.dispatch_plan import dispatch_plan
 from moegate.ops.experts import ACTIVATIONS, experts
+from moegate.ops.experts.activations import number_of
 from moegate.ops.library import define, register_fake
 from moegate.ops.permute import permute
-from moegate.ops.permute.calling import needs_reference
+from moegate.ops.transforms import is_transformed
 
 __all__ = ["mixture"]
-
-_INDEX = {name: index for index, name in enumerate(ACTIVATIONS)}
 
 
 def mixture_reference(  # noqa: PLR0917 - what a layer's second half takes
@@ -90,19 +89,16 @@ def mixture(
     Source:
         One call for a whole mixture is how servers run experts: ``fused_moe`` in vLLM and SGLang.
     """
-    _check(hidden_TD, index_TK, weights_TK, (up, down_EDF), activation)
+    number = number_of(activation)
+    _check(hidden_TD, index_TK, weights_TK, (up, down_EDF))
     run = _mixture if _in_one_call(hidden_TD, index_TK, weights_TK, up, down_EDF) else mixture_reference
-    out_TD: Tensor = run(hidden_TD, index_TK, weights_TK, up, down_EDF, _INDEX[activation], weight_input)
+    out_TD: Tensor = run(hidden_TD, index_TK, weights_TK, up, down_EDF, number, weight_input)
     return out_TD
 
 
-def _check(
-    hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor], activation: str
-) -> None:
+def _check(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor]) -> None:
     if not all(isinstance(value, Tensor) for value in (hidden_TD, index_TK, weights_TK, *projections)):
         raise TypeError("hidden, index, weights, up and down must be tensors.")
-    if activation not in _INDEX:
-        raise ValueError(f"activation={activation!r} is none: choose {', '.join(ACTIVATIONS)}.")
     shape = index_TK.shape
     if hidden_TD.ndim != 2 or len(shape) != 2 or shape[0] != hidden_TD.shape[0] or weights_TK.shape != shape:
         raise ValueError(
@@ -126,7 +122,7 @@ def _in_one_call(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, up: Te
         return False
     if index_TK.dtype is not torch.int64 and index_TK.dtype is not torch.int32:
         return False
-    if torch.compiler.is_compiling() or needs_reference(hidden_TD):
+    if torch.compiler.is_compiling() or is_transformed():
         return False
     wanted = hidden_TD.requires_grad or weights_TK.requires_grad or up.requires_grad or down_EDF.requires_grad
     return not (wanted and torch.is_grad_enabled())
