@@ -51,6 +51,17 @@ COMPOSED = [
     (moegate.RoutingRule(TopK(1), score=Squared()), False, "Squared scores have no kernel"),
     (moegate.RoutingRule(TopK(1), score=Constant()), False, "Constant scores have no kernel"),
     (moegate.RoutingRule(capacity=Capacity(overflow="reroute")), False, "a capacity that reroutes weighs its"),
+    (moegate.RoutingRule(score=Sigmoid(), rank_by="biased_logits"), False, "the kernel adds the bias to scores"),
+    (
+        moegate.RoutingRule(weighting=Weighting(renormalize=True, order=2.0)),
+        False,
+        "the kernel divides by the plain sum",
+    ),
+    (
+        moegate.RoutingRule(weighting=Weighting(renormalize=True, floor=1e-12)),
+        False,
+        "the kernel divides by the plain sum",
+    ),
     (moegate.RoutingRule(estimator=StraightThrough()), True, "StraightThrough estimates a gradient"),
     (moegate.RoutingRule(estimator=Relaxed()), True, "Relaxed estimates a gradient"),
 ]

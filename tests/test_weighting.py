@@ -80,3 +80,53 @@ def test_bad_values(values: dict[str, object], error: type[Exception], message: 
 def test_factors_that_do_not_fit(factors: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="expert_scale must"):
         moegate.route(torch.randn(2, 4), moegate.recipes.mixtral(), expert_scale=factors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0, 3.0])
+def test_the_order_of_the_norm(order: float) -> None:
+    chosen = torch.rand(20, 4, requires_grad=True)
+    weights = Weighting(renormalize=True, order=order).weigh(chosen)
+    torch.testing.assert_close(weights, chosen / chosen.pow(order).sum(dim=1, keepdim=True).pow(1 / order))
+    torch.testing.assert_close(weights.pow(order).sum(dim=1), torch.ones(20), rtol=1e-5, atol=0)
+
+
+def test_what_is_divided_by_has_a_floor() -> None:
+    chosen = torch.tensor([[0.03, 0.01], [0.0, 0.0], [0.6, 0.2]])
+    weights = Weighting(renormalize=True, floor=0.1).weigh(chosen)
+    torch.testing.assert_close(weights, torch.tensor([[0.3, 0.1], [0.0, 0.0], [0.75, 0.25]]))
+    assert Weighting(renormalize=True, floor=0.1).weigh(torch.full((1, 2), float("nan"))).isnan().all()
+    routing = moegate.route(chosen, RoutingRule(score=moegate.scoring.Identity(), weighting=Weighting(True, floor=0.1)))
+    torch.testing.assert_close(routing.weights, weights)
+
+
+@pytest.mark.parametrize("order", [2.0, 3.0])
+def test_a_row_without_weight_has_a_finite_gradient(order: float) -> None:
+    chosen = torch.zeros(2, 2, requires_grad=True)
+    (grad,) = torch.autograd.grad(Weighting(renormalize=True, order=order, floor=1e-7).weigh(chosen).sum(), chosen)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"order": 0.0}, "order must be"),
+        ({"order": float("inf")}, "order must be"),
+        ({"floor": -1.0}, "floor must not"),
+    ],
+)
+def test_what_is_no_norm_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Weighting(renormalize=True, **values)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax_selected", "sqrt_softplus"])
+def test_the_bias_may_be_added_to_the_logits(kind: str) -> None:
+    logits, bias = torch.randn(40, 8), torch.randn(8)
+    rule = RoutingRule(TopK(3), score=moegate.scoring.SCORES[kind](), rank_by="biased_logits")
+    routing = moegate.route(logits, rule, bias=bias)
+    assert routing.expert_index.equal((logits + bias).topk(3).indices)
+    assert routing.ranking.equal(logits + bias)
+    plain = moegate.route(logits, rule.replace(rank_by="logits"), expert_index=routing.expert_index)
+    torch.testing.assert_close(routing.weights, plain.weights)
+    unbiased = moegate.route(logits, rule)
+    assert unbiased.expert_index.equal(logits.topk(3).indices)

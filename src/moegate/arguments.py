@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from moegate.ops.transforms import is_transformed
+
 
 def check_logits(logits: object) -> None:
     """Raises unless ``logits`` is a floating-point tensor with a last dimension of experts."""
@@ -61,6 +63,47 @@ def flat_token_ids(token_ids: Tensor | None, batch_shape: tuple[int, ...], like:
         raise TypeError(f"token_ids must be integers, got {token_ids.dtype}.")
     ids_T = flat_tokens("token_ids", token_ids, batch_shape, like)
     return None if ids_T is None else ids_T.to(torch.int64)
+
+
+def flat_expert_index(values: object, batch_shape: tuple[int, ...], num_experts: int, like: Tensor) -> Tensor | None:
+    """The experts of each token as ``[T, K]`` int64 with ``-1`` in empty slots; None stays None.
+
+    Raises unless every token has as many slots as the others, and no expert twice.
+    """
+    if values is None:
+        return None
+    shape = ", ".join((*(str(size) for size in batch_shape), "K"))
+    wanted = f"an integer tensor of the experts of each token, [{shape}], with -1 for an empty slot"
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
+        raise TypeError(f"expert_index must be {wanted}; got {_describe(values)}.")
+    num_tokens = math.prod(batch_shape)
+    if values.ndim == 0 or tuple(values.shape[:-1]) not in {batch_shape, (num_tokens,)}:
+        raise ValueError(f"expert_index must be {wanted}; got the shape {tuple(values.shape)}.")
+    check_device("expert_index", values, like)
+    index_TK = values.reshape(num_tokens, values.shape[-1]).to(torch.int64)
+    # Neither a compiler nor torch.func can look at values.
+    if not (torch.compiler.is_compiling() or is_transformed()):
+        _check_experts(index_TK, num_experts)
+    return index_TK
+
+
+def _check_experts(index_TK: Tensor, num_experts: int) -> None:
+    if index_TK.numel() == 0:
+        return
+    least, greatest = (int(value) for value in index_TK.aminmax())
+    if least < -1 or greatest >= num_experts:
+        raise ValueError(
+            f"expert_index names experts from {least} to {greatest}, but there are {num_experts}: they must lie in "
+            f"0..{num_experts - 1}, or be -1 for an empty slot."
+        )
+    sorted_TK = index_TK.sort(dim=-1).values
+    twice_TK = (sorted_TK[:, 1:] == sorted_TK[:, :-1]) & (sorted_TK[:, 1:] >= 0)
+    if bool(twice_TK.any()):
+        token = int(twice_TK.any(dim=-1).nonzero()[0])
+        raise ValueError(
+            f"expert_index gives token {token} an expert twice, {index_TK[token].tolist()}: each of its experts must "
+            "be another; use -1 for a slot that is not needed."
+        )
 
 
 def per_expert(name: str, values: Tensor | None, num_experts: int, like: Tensor) -> Tensor | None:

@@ -56,6 +56,10 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
         return Composed(f"{type(rule.estimator).__name__} estimates a gradient through the selection")
     if rule.capacity is not None and rule.capacity.overflow != "drop":
         return Composed("a capacity that reroutes weighs its experts anew")
+    if rule.rank_by == "biased_logits" and type(rule.score) is not SoftmaxSelected:
+        return Composed("the kernel adds the bias to scores, not to logits")
+    if rule.weighting.renormalize and (rule.weighting.order != 1.0 or rule.weighting.floor):
+        return Composed("the kernel divides by the plain sum")
     if type(selection) is TopK:
         groups = (1, 1, "max")
     elif type(selection) is GroupedTopK:
@@ -69,7 +73,7 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
         renormalize=rule.weighting.renormalize,
         eps=rule.weighting.eps,
         scale=rule.weighting.scale,
-        rank_by=rule.rank_by,
+        rank_by="logits" if rule.rank_by == "biased_logits" else rule.rank_by,
     )
 
 

@@ -108,6 +108,7 @@ class MoE(nn.Module):
         token_mask: Tensor | None = None,
         token_ids: Tensor | None = None,
         hash_table: Tensor | None = None,
+        expert_index: Tensor | None = None,
         previous: Routing | None = None,
         generator: Generator | int | None = None,
     ) -> tuple[Tensor, Routing]:
@@ -118,6 +119,7 @@ class MoE(nn.Module):
             token_mask: bool, one per token, True for a real token. Masked tokens give 0 and count nowhere.
             token_ids: one integer per token, for hash routing.
             hash_table: ``[V, K]``, the experts of each token id.
+            expert_index: ``[..., K]``, the experts to route to in place of the rule's selection; see ``route``.
             previous: the routing of the layer before, for a gate that reads it (``ResidualGate``).
             generator: for noise and random choices in training; see ``route``.
 
@@ -131,6 +133,7 @@ class MoE(nn.Module):
             token_mask=token_mask,
             token_ids=token_ids,
             hash_table=hash_table,
+            expert_index=expert_index,
             previous=previous,
             generator=generator,
         )
@@ -146,6 +149,7 @@ class MoE(nn.Module):
         token_mask: Tensor | None = None,
         token_ids: Tensor | None = None,
         hash_table: Tensor | None = None,
+        expert_index: Tensor | None = None,
         previous: Routing | None = None,
         generator: Generator | int | None = None,
     ) -> Routing:
@@ -166,6 +170,7 @@ class MoE(nn.Module):
             expert_scale=self.expert_scale,
             token_ids=token_ids,
             hash_table=hash_table,
+            expert_index=expert_index,
         )
 
     def _mixture(self, tokens_TD: Tensor, routing: Routing) -> Tensor:

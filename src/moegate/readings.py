@@ -138,8 +138,10 @@ class DeferredReadings:
 
     @once
     def selection_scores(self) -> Tensor:
-        """Scores plus bias."""
-        return biased_scores(self.score, self._seen, self.bias)
+        """Scores plus bias, or logits plus bias if the rule ranks by these."""
+        if self.rank_by == "biased_logits":
+            return _plus_bias(self._seen.detach(), self.bias)
+        return _plus_bias(self.score.selection_scores(self._seen.detach()), self.bias)
 
     @property
     def ranking(self) -> Tensor:
@@ -179,10 +181,8 @@ def wide_logits(logits_TE: Tensor, token_mask_T: Tensor | None) -> Tensor:
     return wide_TE if token_mask_T is None else wide_TE.masked_fill(~token_mask_T[:, None], 0.0)
 
 
-def biased_scores(score: Score, logits_TE: Tensor, bias_E: Tensor | None) -> Tensor:
-    """What a threshold or a sum of scores looks at: the selection scores, plus the bias."""
-    selection_scores_TE = score.selection_scores(logits_TE.detach())
-    return selection_scores_TE if bias_E is None else selection_scores_TE + bias_E.detach()
+def _plus_bias(values_TE: Tensor, bias_E: Tensor | None) -> Tensor:
+    return values_TE if bias_E is None else values_TE + bias_E.detach()
 
 
 def ranks_by_logits(score: Score, bias: Tensor | None, rank_by: str) -> bool:

@@ -8,8 +8,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from moegate.arguments import as_generator, check_logits, flat_mask, flat_token_ids, like_logits, per_expert
+from moegate.arguments import (
+    as_generator,
+    check_logits,
+    flat_expert_index,
+    flat_mask,
+    flat_token_ids,
+    like_logits,
+    per_expert,
+)
 from moegate.capacity import Capacity, keep_within, reroute
+from moegate.estimators import Relaxed
 from moegate.fusion import Fused, operator_of
 from moegate.ops.topk_gate import topk_gate
 from moegate.parts import Part
@@ -32,6 +41,7 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     expert_scale: Tensor | None = None,
     token_ids: Tensor | None = None,
     hash_table: Tensor | None = None,
+    expert_index: Tensor | None = None,
 ) -> Routing:
     """Routes tokens by a rule.
 
@@ -48,6 +58,9 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         expert_scale: ``[E]``, a factor on each expert's weight, applied last; it may be a parameter.
         token_ids: one integer per token, for hash routing.
         hash_table: ``[V, K]`` integers, the experts of each token id.
+        expert_index: ``[..., K]`` integers, ``-1`` in an empty slot: the experts to route to, in place of the
+            selection and of the capacity, as another run has recorded them (routing replay). All else is as ever:
+            the weights and their gradients come from these logits by the rule, its noise and estimator included.
 
     Returns:
         A ``Routing``.
@@ -60,6 +73,9 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         >>> routing = moegate.route(torch.tensor([[1.0, 3.0, 2.0]]), moegate.recipes.mixtral())
         >>> routing.expert_index.tolist(), round(routing.weights[0, 0].item(), 4)
         ([[1, 2]], 0.7311)
+        >>> recorded = torch.tensor([[0, 2]])
+        >>> moegate.route(torch.tensor([[1.0, 3.0, 2.0]]), moegate.recipes.mixtral(), expert_index=recorded).weights
+        tensor([[0.2689, 0.7311]])
     """
     num_experts = _check_rule(rule, logits, training)
     if isinstance(rule.selection, SoftSlots) and not (bias is None and expert_scale is None):
@@ -93,6 +109,9 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         hash_table=hash_table,
     )
     expert_scale_E = per_expert("expert_scale", expert_scale, num_experts, source_TE)
+    given_TK = flat_expert_index(expert_index, batch_shape, num_experts, source_TE)
+    if given_TK is not None:
+        return _replayed(rule, candidates, expert_scale_E, given_TK)
     operator = operator_of(rule, training and rule.estimator is not None)
     # A gradient of float64 logits is one of research, in any order and by any transform: composed, it has them all.
     if isinstance(operator, Fused) and logits.dtype != torch.float64:
@@ -131,6 +150,19 @@ def _composed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     if rule.capacity.overflow == "drop":
         return _without_overflow(routing, rule.capacity, candidates)
     return _rerouted(routing, rule.capacity, (candidates, selected), assign)
+
+
+def _replayed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None, given_TK: Tensor) -> Routing:
+    """The routing to given experts, weighted by the rule. They have been through a capacity, if there was one."""
+    if candidates.training and isinstance(rule.estimator, Relaxed):
+        raise ValueError(
+            "expert_index has no meaning for the relaxed estimator, which sends every token to every expert in "
+            "training: leave it None, or take the estimator out with rule.replace(estimator=None)."
+        )
+    selected = rule.selection.replay(candidates, given_TK)
+    mask_T = candidates.token_mask
+    index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
+    return _routing(candidates, index_TK, *_assignment(rule, candidates, expert_scale_E)(index_TK))
 
 
 def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:

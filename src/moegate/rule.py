@@ -30,6 +30,7 @@ class RoutingRule:
         capacity: a limit on each expert's assignments; None drops nothing.
         rank_by: ``"logits"``: without a bias, a monotone score is ranked by its logits, so that saturation does not
             blur the order. ``"scores"``: the scores are ranked even then, as the Ascend operators do.
+            ``"biased_logits"``: the bias is added to the logits, whatever the score.
 
     Raises:
         TypeError, ValueError: when a part is of the wrong family, or parts do not go together.
@@ -57,7 +58,7 @@ class RoutingRule:
             part = getattr(self, name)
             if not (isinstance(part, family) or (optional and part is None)):
                 raise TypeError(f"{name} must be a {family.__name__}{' or None' if optional else ''}, got {part!r}.")
-        check_choice("rank_by", self.rank_by, ("logits", "scores"))
+        check_choice("rank_by", self.rank_by, ("logits", "scores", "biased_logits"))
         if self.capacity is not None and isinstance(self.selection, ExpertChoice | Dense | SoftSlots):
             raise ValueError(
                 f"capacity has no meaning for {self.selection!r}, which loads every expert alike: leave it None."

@@ -104,6 +104,10 @@ class Selection(Part):
         """The chosen experts of every token, masked ones included: ``route`` empties their slots."""
         raise TypeError(f"{type(self).__name__} does not say how it selects.")
 
+    def replay(self, candidates: Candidates, index_TK: Tensor) -> Selected:
+        """The answer when the experts of every token are given, as recorded ones are, in place of ``select``."""
+        return Selected(index_TK)
+
 
 def check_top_k(top_k: int, num_experts: int) -> None:
     """Raises when ``top_k`` distinct experts do not exist."""

@@ -35,6 +35,12 @@ class SoftSlots(Selection):
         check_positive_integer("slots_per_expert", self.slots_per_expert)
         check_choice("scope", self.scope, ("batch", "sequence"))
 
+    def replay(self, candidates: Candidates, index_TK: Tensor) -> Selected:
+        raise ValueError(
+            "expert_index has no meaning for soft routing, where every token has a share in every expert: "
+            "leave it None."
+        )
+
     def num_experts(self, num_logits: int) -> int:
         if num_logits % self.slots_per_expert:
             raise ValueError(
