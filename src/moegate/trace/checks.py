@@ -23,7 +23,7 @@ def check_trace(trace: "Trace", num_phases: int) -> None:
         raise ValueError(f"layers must name each of the {num_layers} layers of the indices, got {len(trace.layers)}.")
     _check_floats("weights", trace.weights, (num_tokens, num_layers, top_k))
     _check_floats("logits", trace.logits, (num_tokens, num_layers, max(trace.num_experts, default=0)))
-    limits = {"token_ids": None, "document_ids": None, "calls": None}
+    limits: dict[str, int | None] = {"token_ids": None, "document_ids": None, "calls": None}
     limits |= {"domain_ids": len(trace.domains), "phases": num_phases}
     for name, limit in limits.items():
         _check_column(name, getattr(trace, name), num_tokens, limit)
@@ -34,9 +34,10 @@ def check_trace(trace: "Trace", num_phases: int) -> None:
 def _check_integers(name: str, values: object, shape: tuple[int | None, ...]) -> None:
     if not isinstance(values, Tensor) or values.dtype not in _SIGNED:
         raise TypeError(f"{name} must be a tensor of signed integers, got {_describe(values)}.")
-    if values.ndim != len(shape) or any(
-        size not in {None, found} for size, found in zip(shape, values.shape, strict=True)
-    ):
+    fits = values.ndim == len(shape) and all(
+        size in {None, found} for size, found in zip(shape, values.shape, strict=True)
+    )
+    if not fits:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must have the shape ({expected}), got {tuple(values.shape)}.")
 
@@ -87,9 +88,7 @@ def _check_experts(num_experts: object, num_layers: int) -> None:
     if not isinstance(num_experts, tuple) or not all(type(count) is int for count in num_experts):
         raise TypeError(f"num_experts must be a tuple of integers, got {num_experts!r:.200}.")
     if len(num_experts) != num_layers:
-        raise ValueError(
-            f"num_experts must have one number for each of the {num_layers} layers, got {len(num_experts)}."
-        )
+        raise ValueError(f"num_experts must have a number for each of the {num_layers} layers, got {len(num_experts)}.")
     if any(not 1 <= count < 2**31 for count in num_experts):
         raise ValueError(f"num_experts must be from 1 up, and fit into 32 bits, got {num_experts!r:.200}.")
 

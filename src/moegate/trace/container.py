@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,17 +94,11 @@ def write_container(path: Path, entries: Mapping[str, Entry], metadata: Mapping[
             assert file.tell() == 8 + len(text) + begin
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def read_header(path: Path) -> Header:
@@ -148,7 +142,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _place(name: str, value: Any, start: int, refuse: Any) -> Place:
+def _place(name: str, value: Any, start: int, refuse: Callable[[str], NoReturn]) -> Place:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         refuse(f"tensor {name!r:.80} is not described by dtype, shape and data_offsets")
     dtype = DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
@@ -169,7 +163,7 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _check_cover(places: dict[str, Place], start: int, size: int, refuse: Any) -> None:
+def _check_cover(places: dict[str, Place], start: int, size: int, refuse: Callable[[str], NoReturn]) -> None:
     """The tensors lie one after another, from the header to the end of the file."""
     end = start
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -121,9 +121,9 @@ def load(path: str | Path) -> Trace:
     if unknown or "indices" not in header.places:
         what = f"has the unknown tensor {unknown[0]!r:.80}" if unknown else "has no indices"
         raise ValueError(f"{source} is no trace: it {what}.")
-    tensors = {name: read_tensor(source, place) for name, place in header.places.items()}
+    fields |= {name: read_tensor(source, place) for name, place in header.places.items()}
     try:
-        return Trace(**tensors, **fields)
+        return Trace(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source} is a damaged trace: {_lowered(str(error))}") from None
 
