@@ -1,5 +1,6 @@
 """Routing traces: who went where, token by token and layer by layer, kept in a file."""
 
-from moegate.trace.trace import Trace
+from moegate.trace.file import load, save
+from moegate.trace.trace import PHASES, Trace
 
-__all__ = ["Trace"]
+__all__ = ["PHASES", "Trace", "load", "save"]
