@@ -1,12 +1,13 @@
 // What a finished run does on held-out data: load of every layer, domains by expert, experts that work together.
+const layerHeight = (layers) => (layers <= 16 ? 26 : Math.max(4, Math.min(14, Math.floor(520 / layers))));
+
 function finalLoad(run, pickLayer, layerNow) {
   if (!run.final_load) return null;
   const ratio = unpackRatios(run.final_load);
   const [layers, experts] = ratio.shape;
   const host = heatmap({
     rows: layers, cols: experts, rowName: "Layer", colName: "Expert", rowLabel: String, colLabel: String,
-    maxCell: 84, rowHeight: layers <= 16 ? 26 : Math.max(4, Math.min(14, Math.floor(520 / layers))),
-    label: "Load of every layer and expert on held-out data",
+    maxCell: 84, rowHeight: layerHeight(layers), label: "Load of every layer and expert on held-out data",
     colour: (layer, expert) => balanceColour(ratio.at(layer, expert)),
     text: (layer, expert) => fixed(ratio.at(layer, expert), 2),
     describe: (layer, expert) => [`Layer ${layer}, expert ${expert}`, `Load ${times(ratio.at(layer, expert))} its fair share`],
