@@ -166,5 +166,5 @@ function heatmap(spec) {
   });
   new ResizeObserver(paint).observe(host);
   repaints.set(canvas, paint);
-  return host;
+  return Object.assign(host, { outline });
 }

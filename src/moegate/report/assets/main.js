@@ -79,7 +79,7 @@ function insideSection() {
     const run = report.runs[index];
     head.replaceChildren(runHead(run));
     state.cards = [
-      finalLoad(run, setLayer, () => state.layer), loadOverTraining(run), trainingCurves(run), domainsByExpert(run), coactivation(run), tokenView(run),
+      finalLoad(run, { set: setLayer, now: () => state.layer }), loadOverTraining(run), trainingCurves(run), domainsByExpert(run), coactivation(run), tokenView(run),
     ].filter(Boolean);
     cards.classList.toggle("paired", run.num_experts <= 16);
     cards.replaceChildren(...state.cards.map(({ element }) => element));

@@ -69,30 +69,36 @@ function trainingCurves(run) {
   return { element, update };
 }
 
+// The load of each expert of a layer over something: `name` is its axis, `short` and `span` say what a bin is.
+function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
+  const [bins] = ratio.shape;
+  const experts = expertsOf(run, layer);
+  return [
+    heatmap({
+      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short,
+      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`,
+      colour: (expert, bin) => balanceColour(ratio.at(bin, layer, expert)),
+      describe: (expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`],
+    }),
+    asTable("As a table: the last column", () =>
+      plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
+        range(experts).map((expert) => [String(expert), times(ratio.at(bins - 1, layer, expert))]))),
+  ];
+}
+
 function loadOverTraining(run) {
   if (!run.load) return null;
-  const ratio = unpackRatios(run.load.ratio);
-  const [windows, , experts] = ratio.shape;
   const body = el("div");
   const span = (window) => {
     const [first, last] = [run.load.first_step[window], run.load.last_step[window]];
     return first === last ? `Logged at step ${whole(last)}` : `Logged from step ${whole(first)} to ${whole(last)}`;
   };
-  const update = (layer) => {
-    body.replaceChildren(
-      heatmap({
-        rows: experts, cols: windows, rowName: "Expert", colName: "Training step",
-        rowLabel: String, colLabel: (window) => compactTick(run.load.last_step[window]),
-        label: `Load of each expert of layer ${layer} over training`,
-        colour: (expert, window) => balanceColour(ratio.at(window, layer, expert)),
-        describe: (expert, window) => [`Expert ${expert}`, span(window), `Load ${times(ratio.at(window, layer, expert))} its fair share`],
-      }),
-      asTable("As a table: the last window", () =>
-        plainTable(`Load in the last window, layer ${layer}`, ["Expert", "Load / fair share"],
-          range(experts).map((expert) => [String(expert), times(ratio.at(windows - 1, layer, expert))]))));
+  const view = {
+    ratio: unpackRatios(run.load.ratio), name: "Training step", table: "training", span,
+    short: (window) => compactTick(run.load.last_step[window]),
   };
   return {
     element: card("Load over training", "One line an expert, time from left to right. Orange is more than a fair share of the tokens, blue is less.", balanceKey(), body),
-    update,
+    update: (layer) => body.replaceChildren(...loadOver(run, view, layer)),
   };
 }
