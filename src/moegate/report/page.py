@@ -18,8 +18,8 @@ from moegate.report.loading import load
 
 MAX_BYTES = 2_000_000
 SCRIPTS = (
-    "data.js", "format.js", "dom.js", "theme.js", "tooltip.js", "plot.js", "comparison.js", "table.js",
-    "heatmap.js", "training.js", "matrices.js", "tokens.js", "main.js",
+    "data.js", "format.js", "dom.js", "theme.js", "tooltip.js", "plot.js", "curve.js", "comparison.js", "table.js",
+    "heatmap.js", "training.js", "matrices.js", "tokens.js", "sections.js", "main.js",
 )  # fmt: skip
 
 

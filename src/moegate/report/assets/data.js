@@ -2,38 +2,45 @@
 const report = JSON.parse(document.getElementById("data").textContent);
 
 function codes(packed, bits) {
-  const bytes = Uint8Array.from(atob(packed.data), (character) => character.charCodeAt(0));
+  const text = atob(packed.data);
+  const bytes = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index += 1) bytes[index] = text.charCodeAt(index);
   if (bits === 8) return bytes;
-  const view = new DataView(bytes.buffer);
-  return Uint16Array.from({ length: bytes.length / 2 }, (_, index) => view.getUint16(2 * index, true));
+  const values = new Uint16Array(bytes.length / 2);
+  for (let index = 0; index < values.length; index += 1) values[index] = bytes[2 * index] | (bytes[2 * index + 1] << 8);
+  return values;
 }
 
-// A table with the unpacked values and their strides; NaN stands for a missing one.
-function table(shape, values) {
-  return { shape, at: (...index) => values[index.reduce((sum, position, axis) => sum * shape[axis] + position, 0)] };
+// A table whose codes are read when they are asked for: a large page opens before it has read all its numbers.
+function table(shape, packed, bits, decode) {
+  let values = null;
+  return {
+    shape,
+    at: (...index) => {
+      values ??= codes(packed, bits);
+      let position = 0;
+      for (let axis = 0; axis < shape.length; axis += 1) position = position * shape[axis] + index[axis];
+      return decode(values[position]);
+    },
+  };
 }
 
 function unpackRatios(packed) {
   const { low, high, bits } = packed;
-  const top = 2 ** bits - 1;
-  const values = Float64Array.from(codes(packed, bits), (code) =>
-    code === 0 ? 0 : 2 ** (low + ((code - 1) / (top - 1)) * (high - low)));
-  return table(packed.shape, values);
+  const step = (high - low) / (2 ** bits - 2);
+  return table(packed.shape, packed, bits, (code) => (code === 0 ? 0 : 2 ** (low + (code - 1) * step)));
 }
 
 function unpackLevels(packed) {
-  const values = Float64Array.from(codes(packed, 16), (code) =>
-    code === 65535 ? NaN : (code / 65534) * packed.largest);
-  return table(packed.shape, values);
+  return table(packed.shape, packed, 16, (code) => (code === 65535 ? NaN : (code / 65534) * packed.largest));
 }
 
 function unpackExperts(packed) {
-  const values = Int32Array.from(codes(packed, packed.bits), (code) => (code === packed.none ? -1 : code));
-  return table(packed.shape, values);
+  return table(packed.shape, packed, packed.bits, (code) => (code === packed.none ? -1 : code));
 }
 
 function unpackWeights(packed, shape) {
-  return table(shape, Float64Array.from(codes(packed, 8), (code) => (code / 255) * packed.largest));
+  return table(shape, packed, 8, (code) => (code / 255) * packed.largest);
 }
 
 const range = (length) => Array.from({ length }, (_, index) => index);

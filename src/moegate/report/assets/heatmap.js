@@ -16,7 +16,7 @@ function cellGrid(width, pen, spec) {
   const row = spec.rowHeight ?? (spec.square ? Math.max(cell, 2) : Math.min(Math.max(Math.floor(400 / spec.rows), 2), 22));
   const top = 22;
   return {
-    left, top, cell, row,
+    width, left, top, cell, row,
     x: (index) => Math.round(left + index * cell), y: (index) => Math.round(top + index * row),
     right: left + spec.cols * cell, bottom: top + spec.rows * row,
   };
@@ -41,7 +41,7 @@ function paintLabels(pen, grid, spec, colours) {
   const widest = Math.max(...range(spec.cols).map((c) => pen.measureText(spec.colLabel(c)).width));
   const step = labelStep(spec.cols, grid.cell, widest + 10);
   for (const c of range(spec.cols)) {
-    if (c % step === 0 && grid.left + (c + 0.5) * grid.cell + widest / 2 <= pen.canvas.clientWidth) {
+    if (c % step === 0 && grid.left + (c + 0.5) * grid.cell + widest / 2 <= grid.width) {
       pen.fillText(spec.colLabel(c), grid.left + (c + 0.5) * grid.cell, grid.bottom + 12);
     }
   }
@@ -81,39 +81,48 @@ function heatmap(spec) {
   });
   const host = el("div", { class: "canvas" }, canvas);
   const at = { r: 0, c: 0, shown: false };
+  const still = document.createElement("canvas"); // the cells and labels, painted once: moving the cursor copies them
   let grid = null;
 
+  const outline = () => {
+    if (!grid) return;
+    const pen = canvas.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(still, 0, 0);
+    pen.scale(devicePixelRatio || 1, devicePixelRatio || 1);
+    pen.strokeStyle = getComputedStyle(document.body).color;
+    const marked = spec.marked?.();
+    if (marked !== undefined) {
+      pen.lineWidth = 1.5;
+      pen.strokeRect(grid.x(0) - 1, grid.y(marked) - 1, grid.right - grid.left + 2, grid.y(marked + 1) - grid.y(marked) + 1);
+    }
+    if (at.shown) {
+      pen.lineWidth = 2;
+      pen.strokeRect(grid.x(at.c), grid.y(at.r), Math.max(grid.cell, 3), Math.max(grid.row, 3));
+    }
+  };
   const paint = () => {
     const width = host.clientWidth;
     if (!width || !spec.rows || !spec.cols) return;
-    const pen = canvas.getContext("2d");
+    const pen = still.getContext("2d");
     pen.font = fontOf(canvas, 12);
     grid = cellGrid(width, pen, spec);
     const height = Math.ceil(grid.bottom + 42);
     const density = devicePixelRatio || 1;
-    canvas.width = width * density;
-    canvas.height = height * density;
+    canvas.width = still.width = width * density;
+    canvas.height = still.height = height * density;
     canvas.style.height = `${height}px`;
     pen.scale(density, density);
     pen.font = fontOf(canvas, 12);
     const colours = { ink: getComputedStyle(document.body).color, muted: getComputedStyle(canvas).color };
     paintCells(pen, grid, spec);
     paintLabels(pen, grid, spec, colours);
-    const marked = spec.marked?.();
-    if (marked !== undefined) {
-      pen.strokeStyle = colours.ink;
-      pen.lineWidth = 1.5;
-      pen.strokeRect(grid.x(0) - 1, grid.y(marked) - 1, grid.right - grid.left + 2, grid.y(marked + 1) - grid.y(marked) + 1);
-    }
-    if (at.shown) {
-      pen.strokeStyle = colours.ink;
-      pen.lineWidth = 2;
-      pen.strokeRect(grid.x(at.c), grid.y(at.r), Math.max(grid.cell, 3), Math.max(grid.row, 3));
-    }
+    outline();
   };
   const point = (r, c, spoken) => {
     Object.assign(at, { r, c, shown: true });
-    paint();
+    outline();
     const box = canvas.getBoundingClientRect();
     const lines = spec.describe(r, c);
     showTooltip(lines, box.left + grid.left + (c + 0.5) * grid.cell, box.top + grid.y(r));
@@ -122,7 +131,7 @@ function heatmap(spec) {
   const leave = () => {
     at.shown = false;
     hideTooltip();
-    paint();
+    outline();
   };
   const cellAt = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -157,5 +166,5 @@ function heatmap(spec) {
   });
   new ResizeObserver(paint).observe(host);
   repaints.set(canvas, paint);
-  return host;
+  return Object.assign(host, { outline });
 }

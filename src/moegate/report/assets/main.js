@@ -1,18 +1,4 @@
 // Puts the page together: the sweeps, then the inside of one run at a time.
-const main = document.getElementById("main");
-const sections = document.getElementById("sections");
-
-function section(title, id, ...children) {
-  sections.append(el("li", {}, el("a", { href: `#${id}` }, title)));
-  const heading = newId("heading");
-  return el("section", { id, class: "part", "aria-labelledby": heading }, el("h2", { id: heading }, title), ...children);
-}
-
-function facts(pairs) {
-  return el("dl", { class: "facts" }, pairs.filter(([, value]) => value).map(([name, value]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-}
-
 function sweepFacts(sweep) {
   const axes = Object.entries(sweep.axes).map(([name, values]) => `${name}: ${Array.isArray(values) ? values.join(", ") : values}`);
   const took = sweep.ended ? ` · took ${duration(sweep.started, sweep.ended)}` : "";
@@ -51,8 +37,7 @@ function tiles(run) {
     ["MaxVio", present(result.max_violation) && fixed(result.max_violation, 2)],
     ["Dropped", present(result.drop_rate) && percent(result.drop_rate)],
   ] : [];
-  return el("dl", { class: "tiles" }, [...known, ["Parameters", compact(run.parameters)], ["Active parameters", compact(run.active_parameters)]]
-    .filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return tileList([...known, ["Parameters", compact(run.parameters)], ["Active parameters", compact(run.active_parameters)]]);
 }
 
 function runHead(run) {
@@ -94,7 +79,7 @@ function insideSection() {
     const run = report.runs[index];
     head.replaceChildren(runHead(run));
     state.cards = [
-      finalLoad(run, setLayer, () => state.layer), loadOverTraining(run), trainingCurves(run), domainsByExpert(run), coactivation(run), tokenView(run),
+      finalLoad(run, { set: setLayer, now: () => state.layer }), loadOverTraining(run), trainingCurves(run), domainsByExpert(run), coactivation(run), tokenView(run),
     ].filter(Boolean);
     cards.classList.toggle("paired", run.num_experts <= 16);
     cards.replaceChildren(...state.cards.map(({ element }) => element));
@@ -104,22 +89,10 @@ function insideSection() {
   const names = report.runs.map((run, index) => [index,
     `${report.sweeps.length > 1 ? `${report.sweeps[run.sweep].name}: ` : ""}${run.label}${run.finished ? "" : " (not finished)"}`]);
   const drawToolbar = () => {
-    const layers = report.runs[state.run].num_layers;
-    const focused = document.activeElement?.id;
-    const step = (text, label, by) => el("button", {
-      type: "button", class: "button", id: `layer${by}`, "aria-label": label,
-      "aria-disabled": String(state.layer + by < 0 || state.layer + by >= layers), onclick: () => setLayer(state.layer + by),
-    }, text);
     const runField = choice("Run", names, state.run, setRun);
     runField.lastChild.id = runField.firstChild.htmlFor = "run";
-    const layerField = choice("Layer", range(layers).map((layer) => [layer, `${layer}`]), state.layer, setLayer);
-    layerField.lastChild.id = layerField.firstChild.htmlFor = "layer";
-    toolbar.replaceChildren(...[
-      report.runs.length > 1 && runField,
-      layers > 1 && el("div", { class: "stepper" }, layerField, step("‹", "Layer before", -1), step("›", "Next layer", 1)),
-    ].filter(Boolean));
+    keepingFocus(toolbar, [report.runs.length > 1 && runField, layerStepper(report.runs[state.run], state.layer, setLayer)]);
     toolbar.hidden = !toolbar.childElementCount;
-    if (focused && toolbar.querySelector(`#${CSS.escape(focused)}`)) document.getElementById(focused).focus();
   };
   const element = section("Inside a run", "inside", toolbar, head, cards);
   setRun(mostTelling());

@@ -1,37 +1,79 @@
 // What a finished run does on held-out data: load of every layer, domains by expert, experts that work together.
-function finalLoad(run, pickLayer, layerNow) {
+// Experts of one layer: fewer than the widest layer has where a model mixes widths.
+const expertsOf = (run, layer) => run.layer_experts?.[layer] ?? run.num_experts;
+
+// The experts of a layer from the most to the least loaded, sorted when first asked for.
+function rankedExperts(run, value) {
+  const lines = new Map();
+  return (layer) => {
+    if (!lines.has(layer)) lines.set(layer, range(expertsOf(run, layer)).sort((one, other) => value(layer, other) - value(layer, one)));
+    return lines.get(layer);
+  };
+}
+
+// Layers by experts. `value(layer, expert)` is a cell, `show` its number, `lines` its tooltip; `choose` takes a layer.
+function layerMap(run, { label, value, colour, text, show, lines }, choose) {
+  const layers = run.num_layers;
+  const ranked = rankedExperts(run, value);
+  const body = el("div");
+  const draw = (sorted) => {
+    const expertAt = (layer, column) => (sorted ? ranked(layer)[column] : column < expertsOf(run, layer) ? column : undefined);
+    const cell = (layer, column, read, missing) => {
+      const expert = expertAt(layer, column);
+      return expert === undefined ? missing : read(expert);
+    };
+    body.replaceChildren(
+      heatmap({
+        rows: layers, cols: run.num_experts, rowName: "Layer", colName: sorted ? "Expert, by its load in the layer" : "Expert",
+        rowLabel: (layer) => layerName(run, layer), colLabel: (column) => (sorted ? `${column + 1}.` : String(column)),
+        maxCell: 84, rowHeight: layers <= 16 ? 26 : Math.max(4, Math.min(14, Math.floor(520 / layers))), label,
+        colour: (layer, column) => cell(layer, column, (expert) => colour(value(layer, expert)), null),
+        text: (layer, column) => cell(layer, column, (expert) => text(value(layer, expert)), null),
+        describe: (layer, column) => cell(layer, column,
+          (expert) => [`Layer ${layerName(run, layer)}, expert ${expert}`, ...lines(layer, expert)],
+          [`Layer ${layerName(run, layer)}`, `It has ${plural(expertsOf(run, layer), "expert")}.`]),
+        marked: layers > 1 ? choose.now : undefined,
+        pick: layers > 1 ? (layer) => choose.set(layer) : undefined,
+      }),
+      asTable("As a table", () => plainTable(label,
+        ["Layer", ...range(run.num_experts).map((column) => (sorted ? `${column + 1}.` : `Expert ${column}`))],
+        range(layers).map((layer) => [layerName(run, layer), ...range(run.num_experts).map((column) =>
+          cell(layer, column, (expert) => show(value(layer, expert)) + (sorted ? ` (${expert})` : ""), ""))]))));
+  };
+  draw(false);
+  const order = run.num_experts > 2 && segmented("Order of the experts", [[false, "By number"], [true, "By load"]], false, draw);
+  return { parts: [order, body], update: () => body.firstChild.outline() };
+}
+
+const chooseHint = (layers) => (layers > 1 ? " Choose a line to see that layer everywhere below." : "");
+
+function finalLoad(run, choose) {
   if (!run.final_load) return null;
   const ratio = unpackRatios(run.final_load);
-  const [layers, experts] = ratio.shape;
-  const host = heatmap({
-    rows: layers, cols: experts, rowName: "Layer", colName: "Expert", rowLabel: String, colLabel: String,
-    maxCell: 84, rowHeight: layers <= 16 ? 26 : Math.max(4, Math.min(14, Math.floor(520 / layers))),
-    label: "Load of every layer and expert on held-out data",
-    colour: (layer, expert) => balanceColour(ratio.at(layer, expert)),
-    text: (layer, expert) => fixed(ratio.at(layer, expert), 2),
-    describe: (layer, expert) => [`Layer ${layer}, expert ${expert}`, `Load ${times(ratio.at(layer, expert))} its fair share`],
-    marked: layers > 1 ? layerNow : undefined,
-    pick: layers > 1 ? (layer) => pickLayer(layer) : undefined,
-  });
+  const what = run.result ? "Load on held-out data" : "Load of every layer and expert";
+  const { parts, update } = layerMap(run, {
+    label: run.result ? "Load of every layer and expert on held-out data" : what, value: (layer, expert) => ratio.at(layer, expert),
+    colour: balanceColour, text: (value) => fixed(value, 2), show: times,
+    lines: (layer, expert) => [`Load ${times(ratio.at(layer, expert))} its fair share`],
+  }, choose);
   return {
-    element: card("Load on held-out data", `Tokens of each expert as a multiple of its fair share.${layers > 1 ? " Choose a line to see that layer everywhere below." : ""}`,
-      balanceKey(), host,
-      asTable("As a table", () => plainTable("Load on held-out data", ["Layer", ...range(experts).map((expert) => `Expert ${expert}`)],
-        range(layers).map((layer) => [String(layer), ...range(experts).map((expert) => times(ratio.at(layer, expert)))])))),
-    update: repaintAll,
+    element: card(what, `Tokens of each expert as a multiple of its fair share.${chooseHint(run.num_layers)}`, balanceKey(), parts),
+    update,
   };
 }
 
 function domainsByExpert(run) {
   if (!run.domains) return null;
   const ratio = unpackRatios(run.domains.ratio);
-  const [, count, experts] = ratio.shape;
+  const [, count] = ratio.shape;
   const { names, values } = run.domains;
-  const metric = run.result.metric;
+  // The result of each domain, where the tokens were also scored.
+  const metric = run.result && metrics[run.result.metric];
   const body = el("div");
   const key = el("div");
   let view = "share";
   let layer = 0;
+  let experts = 0;
   const share = (domain, expert) => ratio.at(layer, domain, expert) / experts;
   const typical = (expert) => range(count).reduce((sum, domain) => sum + ratio.at(layer, domain, expert), 0) / count;
   const relative = (domain, expert) => (typical(expert) ? ratio.at(layer, domain, expert) / typical(expert) : 0);
@@ -42,23 +84,24 @@ function domainsByExpert(run) {
   };
   const draw = () => {
     const { text, colour } = views[view];
+    experts = expertsOf(run, layer);
     const largest = Math.max(...range(count).flatMap((domain) => range(experts).map((expert) => share(domain, expert))));
     key.replaceChildren(view === "share" ? colourKey("share", ["0", percent(largest / 2, 0), percent(largest, 0)])
       : colourKey("balance", ["≤ ¼ ×", view === "lift" ? "even spread" : "as other domains", "≥ 4 ×"]));
     body.replaceChildren(
       heatmap({
         rows: count, cols: experts, rowName: "Domain", colName: "Expert", rowLabel: (domain) => names[domain], colLabel: String,
-        maxCell: 84, rowHeight: count <= 24 ? 26 : 14, label: `Experts of each domain in layer ${layer}`,
+        maxCell: 84, rowHeight: count <= 24 ? 26 : 14, label: `Experts of each domain in layer ${layerName(run, layer)}`,
         colour: (domain, expert) => colour(domain, expert, largest), text,
         describe: (domain, expert) => [
           `${names[domain]} → expert ${expert}`, `${percent(share(domain, expert))} of its assignments`,
           `${times(ratio.at(layer, domain, expert))} an even spread`, `${times(relative(domain, expert))} the mean of the domains`,
-          present(values[domain]) && `${metrics[metric].name} ${metrics[metric].show(values[domain])}`,
+          metric && present(values[domain]) && `${metric.name} ${metric.show(values[domain])}`,
         ].filter(Boolean),
       }),
-      asTable("As a table", () => plainTable(`Share of assignments of each domain, layer ${layer}`,
-        ["Domain", metrics[metric].name, ...range(experts).map((expert) => `Expert ${expert}`)],
-        range(count).map((domain) => [names[domain], metrics[metric].show(values[domain]), ...range(experts).map((expert) => percent(share(domain, expert)))]))));
+      asTable("As a table", () => plainTable(`Share of assignments of each domain, layer ${layerName(run, layer)}`,
+        ["Domain", ...(metric ? [metric.name] : []), ...range(experts).map((expert) => `Expert ${expert}`)],
+        range(count).map((domain) => [names[domain], ...(metric ? [metric.show(values[domain])] : []), ...range(experts).map((expert) => percent(share(domain, expert)))]))));
   };
   return {
     element: card("Domains and experts", "Where the tokens of each domain go. A line adds up to 100 %.",
@@ -70,9 +113,10 @@ function domainsByExpert(run) {
 
 function coactivation(run) {
   const title = "Experts that work together";
-  if (!run.pairs) {
-    return run.num_experts > 1 && run.result
-      ? { element: card(title, null, el("p", { class: "empty" }, "No token went to two experts in this run, so there are no pairs.")) } : null;
+  if (run.pairs === undefined) return null;
+  if (run.pairs === null) {
+    return run.num_experts > 1
+      ? { element: card(title, null, el("p", { class: "empty" }, "No token went to two experts, so there are no pairs.")) } : null;
   }
   const { shown, experts } = run.pairs;
   const share = unpackRatios(run.pairs.share);
@@ -102,13 +146,13 @@ function coactivation(run) {
     body.replaceChildren(
       heatmap({
         rows: shown, cols: shown, rowName: "Expert", colName: "Expert", rowLabel: (index) => String(name(index)), colLabel: (index) => String(name(index)),
-        square: true, maxCell: shown <= 16 ? 44 : shown <= 32 ? 26 : 14, label: `Pairs of experts in layer ${layer}`,
+        square: true, maxCell: shown <= 16 ? 44 : shown <= 32 ? 26 : 14, label: `Pairs of experts in layer ${layerName(run, layer)}`,
         colour: (one, other) => (one === other ? null : view === "lift" ? balanceColour(lift(one, other)) : shareColour(part(one, other), largest)),
         text: (one, other) => (one === other ? null : view === "lift" ? fixed(lift(one, other), 2) : fixed(100 * part(one, other), 1)),
         describe: (one, other) => one === other ? [`Expert ${name(one)}`, "No pair with itself"]
           : [`Experts ${name(one)} and ${name(other)}`, `${times(lift(one, other))} as often as their loads alone would give`, `${percent(part(one, other), 2)} of all pairs`],
       }),
-      asTable("As a table: the strongest pairs", () => plainTable(`Strongest pairs of layer ${layer}`, ["Pair", "× chance", "Share of all pairs"],
+      asTable("As a table: the strongest pairs", () => plainTable(`Strongest pairs of layer ${layerName(run, layer)}`, ["Pair", "× chance", "Share of all pairs"],
         range(shown).flatMap((one) => range(one).map((other) => [one, other]))
           .sort((a, b) => lift(...b) - lift(...a)).slice(0, 40)
           .map(([one, other]) => [`${name(other)} and ${name(one)}`, times(lift(one, other)), percent(part(one, other), 2)]))));

@@ -88,7 +88,7 @@ function frame(width, height, { x, y, label }) {
   const toX = x.log ? (value) => xScale(Math.log2(value)) : xScale;
   const toY = linear(y.domain, [box.bottom, box.top]);
   const xTicks = x.ticks ?? niceTicks(x.domain, (box.right - box.left) / 80);
-  const xText = tickText(x.kind, xTicks);
+  const xText = x.text ?? tickText(x.kind, xTicks);
   const marks = svg("g");
   const drawing = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": label },
     svg("text", { class: "axis-name", x: 0, y: 14 }, y.name),

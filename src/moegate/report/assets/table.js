@@ -1,4 +1,4 @@
-// The summary as a table that sorts by any column.
+// Tables that sort by any column, and the summary of a sweep as one.
 const tallTable = 40;
 
 // The spread has a place of its own, so that the means stand in line.
@@ -40,9 +40,8 @@ function nameCell(row, choose) {
     row.mean === null && el("span", { class: "pill warn" }, "diverged"));
 }
 
-function summaryTable(sweep, rows, choose) {
-  if (!rows.length) return [el("p", { class: "empty" }, "No finished configuration to show.")];
-  const columns = columnsOf(sweep);
+// Rows that sort by any column. The first column is the head of its row: `head` gives its cell.
+function sortableTable(label, columns, rows, head) {
   const body = el("tbody");
   const sorted = { column: -1, down: false };
   const show = () => {
@@ -56,7 +55,7 @@ function summaryTable(sweep, rows, choose) {
       });
     }
     body.replaceChildren(...ordered.map((row) =>
-      el("tr", { class: row.comparable ? null : "aside" }, nameCell(row, choose(row)),
+      el("tr", { class: row.comparable === false ? "aside" : null }, head(row),
         columns.slice(1).map(({ text, left, strong }) => el("td", { class: [left && "left", strong && "strong"].filter(Boolean).join(" ") }, text(row))))));
   };
   const headers = columns.map(({ name, note, left }, index) =>
@@ -74,12 +73,16 @@ function summaryTable(sweep, rows, choose) {
         },
       }, name), note && el("span", { class: "note" }, note)));
   show();
+  return el("div", { class: `scroll${rows.length > tallTable ? " tall" : ""}`, tabindex: 0, role: "region", "aria-label": label },
+    el("table", { class: "summary" }, el("caption", { class: "unseen" }, label), el("thead", {}, el("tr", {}, headers)), body));
+}
+
+function summaryTable(sweep, rows, choose) {
+  if (!rows.length) return [el("p", { class: "empty" }, "No finished configuration to show.")];
   const notes = [
     rows.some((row) => !row.comparable) && `Not comparable: the router ${sees[sweep.kind]}.`,
     rows.some((row) => row.control) && "Same active size and frozen gate: yardsticks, not routers to choose from.",
   ].filter(Boolean);
-  return [el("div", { class: `scroll${rows.length > tallTable ? " tall" : ""}`, tabindex: 0, role: "region", "aria-label": "Summary table" },
-    el("table", { class: "summary" }, el("caption", { class: "unseen" }, `Summary of ${sweep.name}`),
-      el("thead", {}, el("tr", {}, headers)), body)),
+  return [sortableTable(`Summary of ${sweep.name}`, columnsOf(sweep), rows, (row) => nameCell(row, choose(row))),
     notes.length > 0 && el("p", { class: "hint below" }, notes.join(" "))];
 }

@@ -1,63 +1,4 @@
 // What a run did while it trained: curves, and the load of each expert of a layer over time.
-function curve(width, { steps, values, band, second, name, kind, bounds, show, label }) {
-  const lows = band ? band.low : values;
-  const highs = band ? band.high : values;
-  const domain = padded([...lows, ...highs, ...(second ?? [])], bounds);
-  const last = steps.at(-1);
-  const xDomain = [steps.length > 1 ? steps[0] : 0, steps.length > 1 ? last : last + 1];
-  const plot = frame(width, 220, {
-    label, x: { domain: xDomain, kind: "compact", name: "Step" }, y: { domain, kind, name },
-  });
-  const along = (list) => list.map((value, index) => [plot.toX(steps[index]), present(value) ? plot.toY(value) : null]);
-  if (band) {
-    const edge = [...along(band.high), ...along(band.low).reverse()].filter(([, y]) => present(y));
-    plot.marks.append(svg("path", { class: "band", d: `${linePath(edge)}Z` }));
-  }
-  plot.marks.append(svg("path", { class: "line series-0", d: linePath(along(values)) }));
-  if (second) plot.marks.append(svg("path", { class: "line series-1", d: linePath(along(second)) }));
-  const cursor = svg("line", { class: "cursor", y1: plot.box.top, y2: plot.box.bottom, visibility: "hidden" });
-  plot.marks.append(cursor);
-  const surface = svg("rect", {
-    class: "surface", x: plot.box.left, y: plot.box.top, width: plot.box.right - plot.box.left, height: plot.box.bottom - plot.box.top,
-    tabindex: 0, "data-mark": true, role: "application", "aria-roledescription": "chart", "aria-label": `${label}. Arrow keys read the values.`,
-  });
-  let at = steps.length - 1;
-  const point = (index, spoken) => {
-    at = clamp(index, [0, steps.length - 1]);
-    const x = plot.toX(steps[at]);
-    cursor.setAttribute("x1", x);
-    cursor.setAttribute("x2", x);
-    cursor.setAttribute("visibility", "visible");
-    const lines = [`Step ${whole(steps[at])}`, ...show(at)];
-    const box = plot.drawing.getBoundingClientRect();
-    showTooltip(lines, box.left + x * (box.width / width), box.top + plot.box.top);
-    if (spoken) announce(lines);
-  };
-  const leave = () => {
-    cursor.setAttribute("visibility", "hidden");
-    hideTooltip();
-  };
-  const track = (event) => {
-    const box = plot.drawing.getBoundingClientRect();
-    const x = (event.clientX - box.left) * (width / box.width);
-    const distance = steps.map((step) => Math.abs(plot.toX(step) - x));
-    point(distance.indexOf(Math.min(...distance)), false);
-  };
-  surface.addEventListener("pointermove", track);
-  surface.addEventListener("pointerdown", track);
-  surface.addEventListener("pointerleave", leave);
-  surface.addEventListener("focus", () => { if (surface.matches(":focus-visible")) point(at, true); });
-  surface.addEventListener("blur", leave);
-  surface.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1, PageUp: at - 10, PageDown: at + 10 };
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    point(moves[event.key], true);
-  });
-  plot.drawing.append(surface);
-  return plot.drawing;
-}
-
 // Mean, smallest and largest over the layers, at each logged point.
 function overLayers(packed) {
   const levels = unpackLevels(packed);
@@ -84,9 +25,10 @@ function trainingCurves(run) {
   const steps = curves.step;
   if (!steps.length) return { element: card("Training", null, el("p", { class: "empty" }, "Nothing has been logged yet.")) };
   const grid = el("div", { class: "charts two" });
+  const axis = { steps, name: "Step", title: (at) => `Step ${whole(steps[at])}` };
   const update = (layer) => {
     const figures = [figure("Training loss", (width) => curve(width, {
-      steps, values: curves.loss, name: "Cross-entropy", kind: "number", bounds: { floor: 0 }, label: "Training loss over steps",
+      axis, values: curves.loss, name: "Cross-entropy", kind: "number", bounds: { floor: 0 }, label: "Training loss over steps",
       show: (at) => [`Loss ${fixed(curves.loss[at], 4)}`, present(curves.tokens_per_second[at]) && `${compact(curves.tokens_per_second[at])} tokens/s`].filter(Boolean),
     }))];
     const silent = [];
@@ -103,7 +45,7 @@ function trainingCurves(run) {
       }
       const second = valuesOf(layer);
       figures.push(figure(title, (width) => curve(width, {
-        steps, values: mean, band: layers > 1 ? { low, high } : null, second: layers > 1 ? second : null,
+        axis, values: mean, band: layers > 1 ? { low, high } : null, second: layers > 1 ? second : null,
         name, kind, bounds, label: `${title} over steps`,
         show: (at) => layers > 1
           ? [`Mean of the layers ${show(mean[at])}`, `Layer ${layer}: ${show(second[at])}`, `From ${show(low[at])} to ${show(high[at])}`]
@@ -127,34 +69,36 @@ function trainingCurves(run) {
   return { element, update };
 }
 
-function swatchLine(name) {
-  return svg("svg", { width: 26, height: 14, "aria-hidden": "true" }, svg("path", { class: name, d: "M0,7H26" }));
+// The load of each expert of a layer over something: `name` is its axis, `short` and `span` say what a bin is.
+function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
+  const [bins] = ratio.shape;
+  const experts = expertsOf(run, layer);
+  return [
+    heatmap({
+      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short,
+      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`,
+      colour: (expert, bin) => balanceColour(ratio.at(bin, layer, expert)),
+      describe: (expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`],
+    }),
+    asTable("As a table: the last column", () =>
+      plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
+        range(experts).map((expert) => [String(expert), times(ratio.at(bins - 1, layer, expert))]))),
+  ];
 }
 
 function loadOverTraining(run) {
   if (!run.load) return null;
-  const ratio = unpackRatios(run.load.ratio);
-  const [windows, , experts] = ratio.shape;
   const body = el("div");
   const span = (window) => {
     const [first, last] = [run.load.first_step[window], run.load.last_step[window]];
     return first === last ? `Logged at step ${whole(last)}` : `Logged from step ${whole(first)} to ${whole(last)}`;
   };
-  const update = (layer) => {
-    body.replaceChildren(
-      heatmap({
-        rows: experts, cols: windows, rowName: "Expert", colName: "Training step",
-        rowLabel: String, colLabel: (window) => compactTick(run.load.last_step[window]),
-        label: `Load of each expert of layer ${layer} over training`,
-        colour: (expert, window) => balanceColour(ratio.at(window, layer, expert)),
-        describe: (expert, window) => [`Expert ${expert}`, span(window), `Load ${times(ratio.at(window, layer, expert))} its fair share`],
-      }),
-      asTable("As a table: the last window", () =>
-        plainTable(`Load in the last window, layer ${layer}`, ["Expert", "Load / fair share"],
-          range(experts).map((expert) => [String(expert), times(ratio.at(windows - 1, layer, expert))]))));
+  const view = {
+    ratio: unpackRatios(run.load.ratio), name: "Training step", table: "training", span,
+    short: (window) => compactTick(run.load.last_step[window]),
   };
   return {
     element: card("Load over training", "One line an expert, time from left to right. Orange is more than a fair share of the tokens, blue is less.", balanceKey(), body),
-    update,
+    update: (layer) => body.replaceChildren(...loadOver(run, view, layer)),
   };
 }
