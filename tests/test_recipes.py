@@ -18,6 +18,7 @@ from moegate.selection import (
     Hash,
     Random,
     SoftSlots,
+    SparseMixer,
     Threshold,
     TopK,
     TopP,
@@ -44,6 +45,7 @@ PUBLISHED: dict[str, RoutingRule] = {
     ),
     "deepseek_v4": RoutingRule(TopK(6), score=SqrtSoftplus(), weighting=Weighting(renormalize=True, scale=1.5)),
     "gpt_oss": RoutingRule(TopK(4), score=SoftmaxSelected()),
+    "phimoe": RoutingRule(SparseMixer(2, 0.01)),
     "llama4": RoutingRule(TopK(1), score=Sigmoid(), weighting=Weighting(apply_to="input")),
     "expert_choice": RoutingRule(ExpertChoice(2.0, "batch"), score=Softmax()),
     "soft_moe": RoutingRule(SoftSlots(1, "sequence")),
@@ -111,6 +113,9 @@ def test_no_default_recipe_trains_without_a_gradient(name: str) -> None:
     """The warning about a lost gradient is an error here."""
     ids, scale = torch.arange(6), torch.ones(6, 256)
     logits = torch.randn(6, 160 if name == "deepseek_v2" else 256, requires_grad=True)
+    if name == "phimoe":
+        # With logits so far apart, only the best would stay, with a weight of 1.
+        logits = (logits.detach() / 100 + 1).requires_grad_()
     rule = recipes.get(name)()
     scale = scale[:, : logits.shape[1]]
     routing = moegate.route(logits, rule, training=True, token_ids=ids, noise_scale=scale)

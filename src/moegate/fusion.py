@@ -49,17 +49,10 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
         >>> match(moegate.recipes.top_p())
         Composed(reason='TopP has no kernel')
     """
+    reason = _why_composed(rule, training)
+    if reason is not None:
+        return Composed(reason)
     selection = rule.selection
-    if type(rule.score) not in _SCORES:
-        return Composed(f"{type(rule.score).__name__} scores have no kernel")
-    if training and rule.estimator is not None:
-        return Composed(f"{type(rule.estimator).__name__} estimates a gradient through the selection")
-    if rule.capacity is not None and rule.capacity.overflow != "drop":
-        return Composed("a capacity that reroutes weighs its experts anew")
-    if rule.rank_by == "biased_logits" and type(rule.score) is not SoftmaxSelected:
-        return Composed("the kernel adds the bias to scores, not to logits")
-    if rule.weighting.renormalize and (rule.weighting.order != 1.0 or rule.weighting.floor):
-        return Composed("the kernel divides by the plain sum")
     if type(selection) is TopK:
         groups = (1, 1, "max")
     elif type(selection) is GroupedTopK:
@@ -75,6 +68,31 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
         scale=rule.weighting.scale,
         rank_by="logits" if rule.rank_by == "biased_logits" else rule.rank_by,
     )
+
+
+def _why_composed(rule: RoutingRule, training: bool) -> str | None:
+    """What, beside the selection, the kernel does not do."""
+    weighting, adds_to_scores = rule.weighting, type(rule.score) is not SoftmaxSelected
+    obstacles = (
+        (type(rule.score) not in _SCORES, f"{type(rule.score).__name__} scores have no kernel"),
+        (
+            training and rule.estimator is not None,
+            f"{type(rule.estimator).__name__} estimates a gradient through the selection",
+        ),
+        (
+            rule.capacity is not None and rule.capacity.overflow != "drop",
+            "a capacity that reroutes weighs its experts anew",
+        ),
+        (
+            rule.rank_by == "biased_logits" and adds_to_scores,
+            "the kernel adds the bias to scores, not to logits",
+        ),
+        (
+            weighting.renormalize and (weighting.order != 1.0 or weighting.floor > 0.0),
+            "the kernel divides by the plain sum",
+        ),
+    )
+    return next((reason for stands, reason in obstacles if stands), None)
 
 
 def operator_of(rule: RoutingRule, training: bool) -> Fused | Composed:

@@ -19,6 +19,7 @@ from moegate.selection import (
     Hash,
     Random,
     SoftSlots,
+    SparseMixer,
     Threshold,
     TopK,
     TopP,
@@ -180,6 +181,16 @@ def gpt_oss(top_k: int = 4) -> RoutingRule:
     return RoutingRule(selection=TopK(top_k), score=SoftmaxSelected())
 
 
+def phimoe(top_k: int = 2, *, epsilon: float = 1e-2) -> RoutingRule:
+    """Phi-3.5-MoE: SparseMixer top-2 of 16, drawn in training with Heun's estimate of the gradient (arXiv 2409.12136).
+
+    Example:
+        >>> phimoe().selection.epsilon
+        0.01
+    """
+    return RoutingRule(selection=SparseMixer(top_k, epsilon))
+
+
 def llama4(top_k: int = 1) -> RoutingRule:
     """Llama 4: top-1, sigmoid weight on the expert's *input*. Goes with one shared expert.
 
@@ -315,6 +326,7 @@ _RECIPES: tuple[Callable[..., RoutingRule], ...] = (
     deepseek_v3,
     deepseek_v4,
     gpt_oss,
+    phimoe,
     llama4,
     expert_choice,
     soft_moe,

@@ -143,7 +143,7 @@ def _composed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
     if selected.slots is not None and selected.weights is not None:
         return _soft_routing(candidates, selected, index_TK)
-    assign = _assignment(rule, candidates, expert_scale_E)
+    assign = _assignment(rule, candidates, expert_scale_E, selected.weights)
     routing = _routing(candidates, index_TK, *assign(index_TK))
     if rule.capacity is None:
         return routing
@@ -162,7 +162,7 @@ def _replayed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     selected = rule.selection.replay(candidates, given_TK)
     mask_T = candidates.token_mask
     index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
-    return _routing(candidates, index_TK, *_assignment(rule, candidates, expert_scale_E)(index_TK))
+    return _routing(candidates, index_TK, *_assignment(rule, candidates, expert_scale_E, selected.weights)(index_TK))
 
 
 def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
@@ -179,11 +179,18 @@ def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
 Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _assignment(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None) -> Assignment:
-    """The function from chosen experts to the experts and weights that are carried out."""
+def _assignment(
+    rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None, own_TK: Tensor | None
+) -> Assignment:
+    """The function from chosen experts to the experts and weights that are carried out.
+
+    ``own_TK`` are the raw weights of a selection that has its own.
+    """
 
     def assign(index_TK: Tensor) -> tuple[Tensor, Tensor]:
-        chosen_TK = rule.score.weights(candidates.logits, candidates.scores, index_TK)
+        chosen_TK = own_TK
+        if chosen_TK is None:
+            chosen_TK = rule.score.weights(candidates.logits, candidates.scores, index_TK)
         weights_TK = rule.weighting.weigh(chosen_TK)
         if candidates.training and rule.estimator is not None:
             index_TK, weights_TK = rule.estimator.estimate(

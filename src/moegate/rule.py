@@ -10,7 +10,7 @@ from moegate.estimators import ESTIMATORS, Estimator, Relaxed
 from moegate.noise import NOISES, Noise
 from moegate.parts import Part, check_choice, did_you_mean, family_of, part_from_dict
 from moegate.scoring import SCORES, Score, Softmax, SoftmaxSelected
-from moegate.selection import SELECTIONS, Dense, ExpertChoice, Selection, SoftSlots, TopK
+from moegate.selection import SELECTIONS, Dense, ExpertChoice, Selection, SoftSlots, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 
@@ -62,6 +62,10 @@ class RoutingRule:
         if self.capacity is not None and isinstance(self.selection, ExpertChoice | Dense | SoftSlots):
             raise ValueError(
                 f"capacity has no meaning for {self.selection!r}, which loads every expert alike: leave it None."
+            )
+        if isinstance(self.selection, SparseMixer) and self.capacity is not None and self.capacity.overflow != "drop":
+            raise ValueError(
+                "A SparseMixer weighs the experts that it drew, so none can be rerouted: use Capacity(overflow='drop')."
             )
         if isinstance(self.selection, SoftSlots):
             self._check_soft()

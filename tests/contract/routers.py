@@ -44,7 +44,9 @@ SPARSE = {name: rule for name, rule in RULES.items() if not isinstance(rule.sele
 FIXED_K = {
     name: rule
     for name, rule in ROW_WISE.items()
-    if isinstance(rule.selection, moegate.selection.TopK | moegate.selection.GroupedTopK)
+    if isinstance(
+        rule.selection, moegate.selection.TopK | moegate.selection.GroupedTopK | moegate.selection.SparseMixer
+    )
 }
 
 

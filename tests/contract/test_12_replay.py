@@ -26,8 +26,9 @@ def distinct_experts(tokens: int, k: int) -> torch.Tensor:
 def test_the_rules_own_choice_gives_its_own_routing(rule: RoutingRule, training: bool) -> None:
     logits = torch.randn(2, 20, NUM_EXPERTS, requires_grad=True)
     mask = torch.rand(2, 20) > 0.2
-    inputs: dict[str, Any] = {"training": training, "generator": 5, "token_mask": mask}
-    expected = routed(logits, rule, bias=torch.linspace(-0.1, 0.1, NUM_EXPERTS), **inputs)
+    bias = torch.linspace(-0.1, 0.1, NUM_EXPERTS)
+    inputs: dict[str, Any] = {"training": training, "generator": 5, "token_mask": mask, "bias": bias}
+    expected = routed(logits, rule, **inputs)
     ours = routed(logits, rule, expert_index=expected.expert_index, **inputs)
     assert ours.expert_index.equal(expected.expert_index) and ours.selected_index.equal(expected.expert_index)
     torch.testing.assert_close(ours.weights, expected.weights, rtol=1e-6, atol=1e-30)

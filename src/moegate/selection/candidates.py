@@ -79,8 +79,9 @@ class Candidates:
 class Selected:
     """The answer of a selection: ``index`` ``[T, K]`` int64 with ``-1`` in empty slots.
 
-    A soft routing has weights and slots of its own; for all others they are None. ``excluded`` ``[T, E]`` marks the
-    experts that the selection rules out for a token, whatever else happens to it.
+    A soft routing has slots of its own; for all others they are None. ``weights`` ``[T, K]`` are the raw weights of a
+    selection that has its own; None leaves them to the score. ``excluded`` ``[T, E]`` marks the experts that the
+    selection rules out for a token, whatever else happens to it.
     """
 
     index: Tensor
