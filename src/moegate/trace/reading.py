@@ -78,6 +78,6 @@ def _recognised(source: Path) -> Format:
         if row.recognises(source, head):
             return row
     raise ValueError(
-        f"{source} is no trace and, by its first bytes, none of the formats {', '.join(FORMATS)}. If it is one of them, "
+        f"{source} is no trace and, by its first bytes, none of the formats {', '.join(FORMATS)}. If it is one, "
         "pass the format."
     )
