@@ -29,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "moe_top_k",
         "moe_k",
         "num_selected_experts",
+        "top_k_experts",
         "moe_router_topk",
     ),
     "scoring_func": (

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -14,10 +14,22 @@ from moegate.config_names import ALIASES
 from moegate.hf.families import FAMILIES
 from moegate.hf.family import Block
 from moegate.rule import RoutingRule
+from moegate.selection import Hash
 
 __all__ = ["MoELayer", "moe_layers"]
 
+_Path = tuple[nn.Module, ...]
+
 _BLOCKS = {block.name: (family, block) for family, blocks in FAMILIES.items() for block in blocks}
+
+# Where a gate keeps how many it chooses among, those included that do nothing (ZAYA's skip, LongCat's zero experts).
+_WIDTHS = ("num_router_classes", "n_routed_experts", "num_experts")
+
+# Modules that stand around another one, and the names under which they hold it.
+_WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"))
+
+# Children that run before those that were registered before them: JetMoE's attention, the eyes of Dots 3.
+_RUN_FIRST = {"self_attention", "vision_tower"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +37,12 @@ class MoELayer:
     """One MoE layer of a model.
 
     Attributes:
-        name: the path of the block in the model, such as ``model.layers.3.mlp``.
+        name: the path of the block in the model of transformers, such as ``model.layers.3.mlp``: the same however the
+            model is wrapped (DDP, FSDP, PEFT, ``torch.compile``).
         block: the block's module.
         family: the folder of its modelling code in transformers, a key of ``FAMILIES``.
         row: the row of the table that describes it.
-        config: the configuration that the block reads.
+        config: the configuration that the block reads, of this layer where layers differ.
     """
 
     name: str
@@ -40,51 +53,97 @@ class MoELayer:
 
     @property
     def gate(self) -> nn.Module:
-        """The router's module."""
-        return _part(self.block, self.row.gate)
+        """The router's module; a ``ValueError`` where there is none."""
+        if self.row.gate is None:
+            raise ValueError(f"{self.name} ({self.row.name}) has no gate: {self.row.special}.")
+        return _module(self.block, self.row.gate)
 
     @property
     def experts(self) -> nn.Module:
         """The module that holds the experts."""
-        return _part(self.block, self.row.experts)
+        return _module(self.block, self.row.experts)
 
     @property
     def shared_experts(self) -> nn.Module | None:
         """The experts that every token goes to; None without any."""
-        return None if self.row.shared is None else getattr(self.block, self.row.shared, None)
+        shared = None if self.row.shared is None else _part(self.block, self.row.shared)
+        return shared if isinstance(shared, nn.Module) else None
 
     @property
     def bias(self) -> Tensor | None:
-        """``[E]``, the selection bias, the model's own tensor; None without one."""
-        if self.row.bias is None:
-            return None
-        *path, name = self.row.bias.split(".")
-        bias = getattr(_part(self.block, ".".join(path)) if path else self.block, name, None)
-        return bias if isinstance(bias, Tensor) else None
+        """``[E]``, the selection bias, the model's own memory; None without one."""
+        bias = self._tensor(self.row.bias)
+        return bias if bias is None or bias.ndim == 1 else bias.detach().view(-1)
+
+    @property
+    def expert_scale(self) -> Tensor | None:
+        """``[E]``, learned factors on the experts' weights; None without any."""
+        scale = self._tensor(self.row.expert_scale)
+        return scale if scale is None else scale.expand(self.num_experts)
+
+    @property
+    def hash_table(self) -> Tensor | None:
+        """``[V, K]``, the experts of each token id, in a layer that routes by them; None elsewhere."""
+        return self._tensor(self.row.hash_table)
 
     @property
     def num_experts(self) -> int:
-        """``E``."""
-        return int(_of_config(self, "num_experts"))
+        """``E``: how many the router chooses among, those that do nothing (skip, zero experts) included."""
+        gate = self.block if self.row.gate is None else self.gate
+        for module, names in ((gate, _WIDTHS), (self.experts, ("num_experts",)), (self.block, ("num_experts",))):
+            for name in names:
+                if type(number := getattr(module, name, None)) is int:
+                    return number
+        return self._count("num_experts")
 
     @property
     def top_k(self) -> int:
         """``K``, as the model routes now: the gate's own number where it keeps one."""
-        for module in (self.gate, self.block):
-            if isinstance(top_k := getattr(module, "top_k", None), int):
+        for path in (self.row.gate, ""):
+            module = self.block if not path else self.gate
+            if type(top_k := getattr(module, "top_k", None)) is int:
                 return top_k
-        return int(_of_config(self, "num_experts_per_tok"))
+        return self._count("num_experts_per_tok")
 
     @cached_property
     def rule(self) -> RoutingRule:
-        """The rule that the block routes by; a ``ValueError`` says why there is none."""
+        """The rule by which the experts are chosen and weighted; a ``ValueError`` says why there is none.
+
+        Its weights are those that the experts receive: a factor that the block puts on what they return is left out.
+        """
         if self.row.no_rule:
             raise ValueError(f"{self.name} ({self.row.name}) has no rule: {self.row.no_rule}.")
-        return rule_from_config(self.config.to_dict() | self.row.rule)
+        counts = {"num_experts": self.num_experts, "num_experts_per_tok": self.top_k}
+        values = {name: value for name, value in self.config.to_dict().items() if name not in _COUNT_NAMES}
+        rule = rule_from_config(values | counts | self.row.rule)
+        if self.row.scaled_after is not None:
+            after = float(_part(self.block, self.row.scaled_after))
+            rule = rule.replace(weighting=replace(rule.weighting, scale=rule.weighting.scale / after))
+        return rule if self.hash_table is None else rule.replace(selection=Hash(top_k=self.top_k))
+
+    def _tensor(self, path: str | None) -> Tensor | None:
+        tensor = None if path is None else _part(self.block, path)
+        return tensor if isinstance(tensor, Tensor) else None
+
+    def _count(self, name: str) -> int:
+        values = {alias: getattr(self.config, alias, None) for alias in ALIASES[name]} | self.row.rule
+        for alias in ALIASES[name]:
+            if type(value := values.get(alias)) is int:
+                return value
+        raise ValueError(f"The configuration of {self.name} has none of {', '.join(ALIASES[name])}.")
+
+
+_COUNT_NAMES = frozenset((*ALIASES["num_experts"], *ALIASES["num_experts_per_tok"]))
 
 
 def moe_layers(model: nn.Module) -> list[MoELayer]:
-    """The MoE layers of a model, in the order of its modules; empty for a dense model.
+    """The MoE layers of a model, in the order in which they run; empty for a dense model.
+
+    Args:
+        model: a model of transformers, or what stands around one: DDP, FSDP, PEFT, ``torch.compile``.
+
+    Raises:
+        TypeError: when it is no module.
 
     Example:
         >>> from transformers import MixtralConfig, MixtralForCausalLM
@@ -93,43 +152,86 @@ def moe_layers(model: nn.Module) -> list[MoELayer]:
         >>> [layer.name for layer in moe_layers(model)]
         ['model.layers.0.mlp', 'model.layers.1.mlp']
     """
-    return list(_found(model))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, such as a model of transformers; got {model!r}.")
+    models = list(_outermost(model, ()))
+    layers = [
+        layer
+        for start, path in models
+        # Names start at the outermost model of transformers, unless there are several.
+        for layer in _found(path, start if len(models) > 1 else "", set())
+    ]
+    return layers
 
 
-def _found(model: nn.Module) -> Iterator[MoELayer]:
-    for name, module in model.named_modules():
-        # A class derived from a family's block is a block of that family.
-        for kind in type(module).__mro__:
-            if kind.__name__ in _BLOCKS:
-                family, row = _BLOCKS[kind.__name__]
-                # A dense layer of a mixed model may be of the same class, without the parts.
-                if _has(module, row.gate) and _has(module, row.experts):
-                    yield MoELayer(name, module, family, row, _config(model, name, row))
-                break
+def _outermost(module: nn.Module, path: tuple[nn.Module, ...], name: str = "") -> Iterator[tuple[str, _Path]]:
+    """The outermost models of transformers in a module, each with its name and what it lies in, from the outside."""
+    path = (*path, module)
+    if any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__):
+        yield name, path
+        return
+    for child_name, child in module.named_children():
+        yield from _outermost(child, path, _joined(name, child_name))
 
 
-def _config(model: nn.Module, name: str, row: Block) -> Any:
-    """The configuration of the nearest module around the block that has one."""
-    path = name.split(".")
-    for end in range(len(path), -1, -1):
-        module = model.get_submodule(".".join(path[:end]))
+def _found(path: _Path, name: str, seen: set[nn.Module]) -> Iterator[MoELayer]:
+    """The layers in the last module of a path, each once."""
+    seen.add(path[-1])
+    layer = _layer(path, name)
+    if layer is not None:
+        yield layer
+    for child_name, child in sorted(path[-1].named_children(), key=lambda child: child[0] not in _RUN_FIRST):
+        if child not in seen:
+            yield from _found((*path, child), _joined(name, child_name), seen)
+
+
+def _joined(name: str, child_name: str) -> str:
+    return name if child_name in _WRAPPERS else f"{name}.{child_name}".removeprefix(".")
+
+
+def _layer(path: _Path, name: str) -> MoELayer | None:
+    block = path[-1]
+    # A class derived from a family's block is a block of that family.
+    for kind in type(block).__mro__:
+        if kind.__name__ in _BLOCKS:
+            family, row = _BLOCKS[kind.__name__]
+            # A dense layer of a mixed model may be of the same class, without the parts.
+            return MoELayer(name, block, family, row, _config(path, name, row)) if _is_whole(block, row) else None
+    return None
+
+
+def _is_whole(block: nn.Module, row: Block) -> bool:
+    """Whether a block has the parts of its row. Code from outside that shares a name may keep experts in a list."""
+    if row.gate is not None and not isinstance(_part(block, row.gate), nn.Module):
+        return False
+    experts = _part(block, row.experts)
+    return isinstance(experts, nn.Module) and type(experts).forward is not nn.Module.forward
+
+
+def _config(path: _Path, name: str, row: Block) -> Any:
+    """The configuration of the nearest module around the block that has one, of the block's layer."""
+    for module in reversed(path):
         config = getattr(module, "config", None)
-        if config is not None:
+        if hasattr(config, "to_dict"):
+            numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+            if numbers and getattr(config, "per_layer_config", None):
+                config = config.per_layer_config[int(numbers[-1])]
             return attrgetter(row.config)(config) if row.config else config
-    raise ValueError(f"No module around {name!r} has a config: pass a model of transformers.")
+    raise ValueError(f"No module around {name or 'the block'!r} has a config: pass a model of transformers.")
 
 
-def _of_config(layer: MoELayer, name: str) -> Any:
-    values = layer.config.get_text_config() if hasattr(layer.config, "get_text_config") else layer.config
-    for alias in ALIASES[name]:
-        if isinstance(value := getattr(values, alias, None), int):
-            return value
-    raise ValueError(f"The configuration of {layer.name} has none of {', '.join(ALIASES[name])}.")
+def _part(block: nn.Module, path: str) -> Any:
+    """What lies at a path, past what stands around its modules; None where there is nothing."""
+    part: Any = block
+    for name in path.split("."):
+        part = getattr(part, name, None)
+        while isinstance(part, nn.Module) and (inner := _WRAPPERS & part._modules.keys()):
+            part = part._modules[inner.pop()]
+    return part
 
 
-def _part(module: nn.Module, path: str) -> nn.Module:
-    return module.get_submodule(path)
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    return bool(re.fullmatch(r"[\w.]+", path)) and all(hasattr(module, part) for part in path.split(".")[:1])
+def _module(block: nn.Module, path: str) -> nn.Module:
+    module = _part(block, path)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{type(block).__name__}.{path} is {type(module).__name__}, no module.")
+    return module
