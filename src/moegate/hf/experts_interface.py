@@ -1,0 +1,200 @@
+"""The experts implementation "moegate" of transformers: ``model.set_experts_implementation("moegate")``.
+
+What transformers calls with the hidden states, the chosen experts and their weights, runs here: rows sorted by expert,
+two products, and the way back, with the kernels of moegate where they know the layout and the activation, and with the
+module's own ``_apply_gate`` or ``act_fn`` between moegate's products elsewhere. Importing this module registers it.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moegate.ops.combine import combine
+from moegate.ops.dispatch_plan import dispatch_plan
+from moegate.ops.grouped_mm import grouped_mm
+from moegate.ops.mixture import mixture
+from moegate.ops.permute import permute
+from moegate.ops.permute.reference import wide_type
+
+try:
+    from transformers import activations
+    from transformers.integrations import moe
+except ImportError as error:
+    raise ImportError(
+        "moegate.hf works on the models of transformers 5, which is not installed: run pip install 'moegate[hf]'."
+    ) from error
+
+__all__ = ["NAME", "experts_forward"]
+
+NAME = "moegate"
+"""The name of the implementation, for ``set_experts_implementation`` and ``from_pretrained``."""
+
+_SILU = (nn.SiLU, activations.SiLUActivation)
+_KERNELS: dict[bool, dict[object, str]] = {
+    # By has_gate. Of modules the class counts, of functions the function itself.
+    True: dict.fromkeys((*_SILU, functional.silu), "swiglu")
+    | dict.fromkeys((activations.GELUActivation, functional.gelu), "geglu"),
+    False: dict.fromkeys((*_SILU, functional.silu), "silu")
+    | dict.fromkeys((activations.GELUActivation, functional.gelu), "gelu")
+    | dict.fromkeys((nn.ReLU, functional.relu), "relu")
+    | {activations.ReLUSquaredActivation: "relu2"},
+}
+"""The activations that moegate's kernels know, by what the module holds as ``act_fn``."""
+
+
+def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The weighted sum of the chosen experts' outputs; what ``ExpertsInterface`` calls as the module's forward.
+
+    Args:
+        self: an experts module of transformers, with its own layout: transposed, biased, interleaved, without a gate,
+            with a norm behind the experts.
+        hidden_states: ``[T, D]``.
+        top_k_index: ``[T, K]`` integers. A slot below 0, or at or above the experts that the module holds, is empty, as
+            expert parallelism marks the experts of other ranks.
+        top_k_weights: ``[T, K]``.
+
+    Returns:
+        ``[T, D]`` in the type of the hidden states.
+
+    Example:
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+        >>> config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+        >>> model, tokens = MixtralForCausalLM(config).eval(), torch.tensor([[1, 2, 3]])
+        >>> logits = model(tokens).logits
+        >>> model.set_experts_implementation("moegate")
+        >>> torch.allclose(model(tokens).logits, logits, atol=1e-5)
+        True
+    """
+    has_gate = getattr(self, "has_gate", True)
+    # Read once: a parametrised weight (quantized, with an adapter) is made anew each time.
+    up, down = getattr(self, "gate_up_proj" if has_gate else "up_proj", None), getattr(self, "down_proj", None)
+    reason = _why_not(up, down, hidden_states)
+    if reason:
+        _warn_once(type(self).__name__, reason)
+        return _own_forward(self)(self, hidden_states, top_k_index, top_k_weights)
+    index_TK = _held_experts(top_k_index, up.shape[0])
+    rows_TD = hidden_states.to(_type_of_products(hidden_states, up))
+    activation = _kernel_of(self, has_gate)
+    if activation is None:
+        out_TD = _composed(self, rows_TD, index_TK, top_k_weights, (up, down))
+    else:
+        weights_TK = top_k_weights.to(wide_type(rows_TD.dtype))
+        out_TD = mixture(rows_TD, index_TK, weights_TK, up.to(rows_TD.dtype), down.to(rows_TD.dtype), activation)
+    return out_TD.to(hidden_states.dtype)
+
+
+def _composed(
+    experts: nn.Module, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor]
+) -> Tensor:
+    """moegate's plan, products and ways around what the module does between them by itself."""
+    up, down = projections
+    transposed, has_bias = getattr(experts, "is_transposed", False), getattr(experts, "has_bias", False)
+    places = dispatch_plan(index_TK, up.shape[0])
+    rows_RD = permute(hidden_TD, places.slot, places.inverse)
+    expert_R = _experts_of_rows(places.offsets, rows_RD) if has_bias else None
+    has_gate = getattr(experts, "has_gate", True)
+    up_name = "gate_up_proj" if has_gate else "up_proj"
+    up_R = _product(rows_RD, up, places.offsets, transposed)
+    if expert_R is not None:
+        up_R = up_R + getattr(experts, f"{up_name}_bias")[expert_R]
+    between: Callable[[Tensor], Tensor] = experts._apply_gate if has_gate else experts.act_fn  # type: ignore[assignment]
+    inner_RF = between(up_R).to(rows_RD.dtype)
+    out_RD = _product(inner_RF, down, places.offsets, transposed)
+    if expert_R is not None:
+        out_RD = out_RD + experts.down_proj_bias[expert_R]  # type: ignore[index]
+    if getattr(experts, "has_post_expert_norm", False):
+        out_RD = experts.post_expert_norm(out_RD)  # type: ignore[operator]
+    return combine(out_RD, places.slot, places.inverse, weights_TK)
+
+
+def _product(rows_RI: Tensor, weight: Tensor, offsets_E: Tensor, transposed: bool) -> Tensor:
+    weight = weight.to(rows_RI.dtype)
+    return grouped_mm(rows_RI, weight.mT if transposed else weight, offsets_E)
+
+
+def _experts_of_rows(offsets_E: Tensor, rows_RD: Tensor) -> Tensor:
+    """``[R]``, the expert of each row; of rows that belong to none, any."""
+    row_R = torch.arange(rows_RD.shape[0], device=rows_RD.device)
+    return torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
+
+
+def _held_experts(index_TK: Tensor, num_experts: int) -> Tensor:
+    """The indices with -1 for every slot that names no expert of this module."""
+    if index_TK.dtype not in (torch.int64, torch.int32):
+        index_TK = index_TK.long()
+    return index_TK.masked_fill((index_TK < 0) | (index_TK >= num_experts), -1)
+
+
+def _type_of_products(hidden_TD: Tensor, up: Tensor) -> torch.dtype:
+    """What the products are taken in: the type of autocast where it is on, else that of the weights."""
+    device = hidden_TD.device.type
+    if hidden_TD.dtype is not torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return up.dtype
+
+
+def _kernel_of(experts: nn.Module, has_gate: bool) -> str | None:
+    """The name that moegate's kernels know the module's layout and activation by; None where they do not."""
+    for feature in ("has_bias", "is_transposed", "has_post_expert_norm"):
+        if getattr(experts, feature, False):
+            return None
+    if has_gate and (not getattr(experts, "is_concatenated", True) or _has_own_gate(experts)):
+        return None
+    act_fn = getattr(experts, "act_fn", None)
+    if isinstance(act_fn, nn.Module):
+        # Somebody who hooks the activation wants to see it run.
+        return None if _is_hooked(act_fn) else _KERNELS[has_gate].get(type(act_fn))
+    return _KERNELS[has_gate].get(act_fn)
+
+
+def _has_own_gate(experts: nn.Module) -> bool:
+    return "_apply_gate" in vars(experts) or type(experts)._apply_gate is not moe._default_apply_gate  # type: ignore[attr-defined]
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _why_not(up: Any, down: Any, hidden_states: Tensor) -> str:
+    """Why the module's own code must run; empty where moegate can."""
+    for weight in (up, down):
+        if not isinstance(weight, Tensor):
+            return f"they hold no tensors named as transformers names them (found {type(weight).__name__})"
+        if type(weight) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+            return f"their weights are {type(weight).__name__}, which only their own code can read"
+        if weight.ndim != 3 or weight.dtype not in _FLOATING:
+            return f"their weights are {tuple(weight.shape)} of {weight.dtype}, which only their own code can read"
+        if weight.is_meta and not hidden_states.is_meta:
+            raise RuntimeError(
+                "The experts' weights are on the meta device while the hidden states are on "
+                f"{hidden_states.device}: the model was not loaded, or offloaded without the hooks of accelerate."
+            )
+    return ""
+
+
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _own_forward(experts: nn.Module) -> Callable[..., Tensor]:
+    """The forward that the class was written with, below the decorator of the interface."""
+    own: Callable[..., Tensor] = type(experts).forward.__wrapped__  # type: ignore[attr-defined]
+    return own
+
+
+def _warn_once(name: str, reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        _warn(name, reason)
+
+
+@lru_cache(maxsize=256)
+def _warn(name: str, reason: str) -> None:
+    warnings.warn(f"{name} run their own code and not moegate's: {reason}.", UserWarning, stacklevel=4)
+
+
+moe.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
