@@ -5,5 +5,7 @@ Importing it registers the experts implementation "moegate": ``model.set_experts
 
 import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
+from moegate.hf.record import Recording, record
+from moegate.hf.statistics import Statistics
 
-__all__ = ["MoELayer", "moe_layers"]
+__all__ = ["MoELayer", "Recording", "Statistics", "moe_layers", "record"]
