@@ -70,7 +70,9 @@ class Oracle:
         self.received: list[list[Tensor]] = [[] for _ in self.blocks]
         for number, block in enumerate(self.blocks):
             block.gate.register_forward_hook(lambda _, __, output, number=number: self.logits[number].append(output[0]))
-            block.experts.register_forward_pre_hook(lambda _, args, number=number: self.received[number].append(args[1]))
+            block.experts.register_forward_pre_hook(
+                lambda _, args, number=number: self.received[number].append(args[1])
+            )
 
     def load(self, number: int, masks: list[Tensor]) -> list[int]:
         """Assignments of each expert over the calls, real tokens only; one mask a call."""
@@ -103,4 +105,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: flo
     """The same names and, up to rounding, the same values."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
