@@ -3,6 +3,32 @@
 from moegate.trace.file import load, save
 from moegate.trace.loads import Loads, save_loads
 from moegate.trace.reading import read
+from moegate.trace.statistics import (
+    LayerStatistics,
+    coactivation,
+    domain_load,
+    domain_specialization,
+    layer_table,
+    margins,
+    totals,
+    weight_entropy,
+)
 from moegate.trace.trace import PHASES, Trace
 
-__all__ = ["PHASES", "Loads", "Trace", "load", "read", "save", "save_loads"]
+__all__ = [
+    "PHASES",
+    "LayerStatistics",
+    "Loads",
+    "Trace",
+    "coactivation",
+    "domain_load",
+    "domain_specialization",
+    "layer_table",
+    "load",
+    "margins",
+    "read",
+    "save",
+    "save_loads",
+    "totals",
+    "weight_entropy",
+]
