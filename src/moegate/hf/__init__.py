@@ -1,5 +1,7 @@
 """Hugging Face: the MoE models of transformers, read, captured, replayed, balanced and run on moegate's kernels."""
 
 from moegate.hf.layers import MoELayer, moe_layers
+from moegate.hf.record import Recording, record
+from moegate.hf.statistics import Statistics
 
-__all__ = ["MoELayer", "moe_layers"]
+__all__ = ["MoELayer", "Recording", "Statistics", "moe_layers", "record"]

@@ -1,47 +1,182 @@
 """What the experts of a layer received: the indices and weights that they were called with, seen by a hook.
 
-Nothing is derived from logits: a biased or grouped router chooses other experts than their order says.
+Nothing is derived from logits: a biased or grouped router chooses other experts than their order says. Where a family
+hands its experts something else than indices and weights, these are read back from what it hands them.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moegate.hf.layers import MoELayer
+from moegate.records import EMPTY
 
-__all__ = ["Received", "watch"]
+__all__ = ["CALLS", "Handles", "Received", "See", "gate_logits", "watch", "watch_logits"]
 
 
-@dataclass(frozen=True, eq=False)
-class Received:
+class Received(NamedTuple):
     """One call of a layer's experts.
 
-    ``expert_index`` ``[T, K]`` integers and ``weights`` ``[T, K]`` are the tensors that the experts received, not copies;
-    -1 marks a slot without an expert.
+    ``expert_index`` ``[T, K]`` integers and ``weights`` ``[T, K]`` are the tensors that the experts received, not
+    copies; -1 marks a slot without an expert.
     """
 
     expert_index: Tensor
     weights: Tensor
 
 
-def watch(layer: MoELayer, see: Callable[[Received], None]) -> RemovableHandle:
+See = Callable[[Received], None]
+
+
+class Handles:
+    """Several hooks that are removed together."""
+
+    def __init__(self, *handles: "RemovableHandle | Handles"):
+        self.handles = list(handles)
+
+    def remove(self) -> None:
+        """Takes the hooks away; a second time it does nothing."""
+        while self.handles:
+            self.handles.pop().remove()
+
+
+def watch(layer: MoELayer, see: See) -> Handles:
     """Calls ``see`` with what the layer's experts receive, before each call; the handle's ``remove`` ends it."""
-    return _CALLS[layer.row.receives](layer, see)
+    return CALLS[layer.row.receives](layer, see)
 
 
-def _top_k(layer: MoELayer, see: Callable[[Received], None]) -> RemovableHandle:
-    """``experts(hidden_states, top_k_index, top_k_weights)``, by position or by name."""
-    names = list(inspect.signature(layer.experts.forward).parameters)
+def watch_logits(layer: MoELayer, see: Callable[[Tensor], None]) -> Handles:
+    """Calls ``see`` with the logits ``[T, E]`` that the layer's gate gives, each time before the experts run."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = dict(zip(names, args, strict=False)) | kwargs
-        see(Received(call["top_k_index"], call["top_k_weights"]))
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        see(gate_logits(layer, output))
 
-    return layer.experts.register_forward_pre_hook(hook, with_kwargs=True)
+    return Handles(layer.gate.register_forward_hook(hook))
 
 
-_CALLS: dict[str, Callable[[MoELayer, Callable[[Received], None]], RemovableHandle]] = {"top_k": _top_k}
+def gate_logits(layer: MoELayer, output: Any) -> Tensor:
+    """The logits ``[T, E]`` in the output of a layer's gate."""
+    logits: Tensor = output[_LOGITS_AT[layer.row.receives]] if isinstance(output, tuple) else output
+    return logits.reshape(-1, logits.shape[-1])
+
+
+_LOGITS_AT = {"top_k": 0, "dbrx": 0, "dataset": 0, "doge": 0, "dense_scores": 1, "nllb": 2, "switch": 2, "jetmoe": 4}
+
+
+def _top_k(layer: MoELayer, see: See) -> Handles:
+    """``experts(hidden_states, expert_index, weights)``, by position or by name."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        see(Received(*_three(module, args, kwargs)[1:]))
+
+    return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _three(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The three arguments of a call of the experts, in order."""
+    if len(args) >= 3:
+        return args[:3]
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):  # adapters wrap the experts
+        module = inner
+    names = list(inspect.signature(module.forward).parameters)[len(args) : 3]
+    return (*args, *(kwargs[name] for name in names))
+
+
+def _one_hot(layer: MoELayer, see: See) -> Handles:
+    """Switch: ``experts(hidden, chosen [T, 1, E] of 0 and 1, probability [T, 1])``; a dropped token has no 1."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        _, chosen_TKE, weights_TK = _three(module, args, kwargs)
+        taken_TK, index_TK = chosen_TKE.max(dim=-1)
+        see(Received(index_TK.masked_fill(taken_TK == 0, EMPTY), weights_TK * taken_TK))
+
+    return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _probabilities(layer: MoELayer, see: See) -> Handles:
+    """NLLB: ``experts(hidden, first [T, E] of 0 and 1, probabilities [T, E])``, 0 for all but the two chosen ones."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        see(_chosen(_three(module, args, kwargs)[2], 2))
+
+    return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _scores(layer: MoELayer, see: See) -> Handles:
+    """Llama 4: the experts receive the tokens times their scores ``[T, E]``; all but the chosen ones' are 0."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        see(_chosen(output[0], layer.top_k))
+
+    return Handles(layer.gate.register_forward_hook(hook))
+
+
+def _chosen(values_TE: Tensor, top_k: int) -> Received:
+    """The experts with a value, the greatest first."""
+    weights_TE, index_TE = values_TE.sort(dim=-1, descending=True, stable=True)
+    weights_TK = weights_TE[:, :top_k]
+    return Received(index_TE[:, :top_k].masked_fill(weights_TK == 0, EMPTY), weights_TK)
+
+
+def _sorted_rows(layer: MoELayer, see: See) -> Handles:
+    """JetMoE: the gate sorts the rows by expert, and the experts receive them with the number of rows of each."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        slot_R, _, weight_R, sizes, _ = output
+        top_k = layer.top_k
+        expert_R = torch.repeat_interleave(
+            torch.arange(len(sizes), device=slot_R.device), torch.tensor(sizes, device=slot_R.device)
+        )
+        index_R = torch.empty_like(expert_R).scatter_(0, slot_R, expert_R)
+        weights_R = torch.empty_like(weight_R).scatter(0, slot_R, weight_R)
+        see(Received(index_R.view(-1, top_k), weights_R.view(-1, top_k)))
+
+    return Handles(layer.gate.register_forward_hook(hook))
+
+
+def _looked_up(layer: MoELayer, see: See) -> Handles:
+    """Doge: experts are rows of an embedding, looked up by index; weights are the softmax of the two keys' scores."""
+    scores: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        scores[:] = [output]
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        index_TK = args[0]
+        keys_2TE = scores.pop().reshape(2, index_TK.shape[0], -1)
+        num_keys = keys_2TE.shape[-1]
+        first_TK = keys_2TE[0].gather(-1, index_TK // num_keys)
+        weights_TK = (first_TK + keys_2TE[1].gather(-1, index_TK % num_keys)).softmax(dim=-1)
+        if getattr(layer.block, "norm_topk_prob", False):
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        see(Received(index_TK, weights_TK))
+
+    return Handles(layer.gate.register_forward_hook(keep), layer.experts.register_forward_pre_hook(hook))
+
+
+def _dataset(layer: MoELayer, see: See) -> Handles:
+    """ViTPose: ``experts(hidden [B, S, F], indices [B, 1, 1])``, every token of an image to the same expert."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden_BSF, index_B11 = args
+        index_T1 = index_B11.expand(*hidden_BSF.shape[:2], 1).reshape(-1, 1)
+        see(Received(index_T1, torch.ones_like(index_T1, dtype=hidden_BSF.dtype)))
+
+    return Handles(layer.experts.register_forward_pre_hook(hook))
+
+
+CALLS: dict[str, Callable[[MoELayer, See], Handles]] = {
+    "top_k": _top_k,
+    "dbrx": _top_k,
+    "switch": _one_hot,
+    "nllb": _probabilities,
+    "dense_scores": _scores,
+    "jetmoe": _sorted_rows,
+    "doge": _looked_up,
+    "dataset": _dataset,
+}
+"""By what a row of the families' table says in ``receives``."""

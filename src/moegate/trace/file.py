@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moegate.trace.container import DTYPES, Entry, Header, read_header, read_tensor, write_container
+from moegate.trace.container import DTYPES, Entry, Header, data_of, read_header, read_tensor, write_container
 from moegate.trace.trace import PHASES, TOKEN_COLUMNS, Trace, smallest_integer
 
 __all__ = ["check_output", "is_trace", "load", "save"]
@@ -51,7 +51,7 @@ def save(trace: Trace, path: str | Path, weights_dtype: torch.dtype | None = Non
         values: Tensor | None = getattr(trace, name)
         if values is not None:
             values = _as_stored(name, values, trace, weights_dtype)
-            entries[name] = Entry(values.dtype, tuple(values.shape), [values])
+            entries[name] = Entry(values.dtype, tuple(values.shape), [data_of(values)])
     write_container(output, entries, described(trace.layers, trace.num_experts, trace.domains, dict(trace.metadata)))
     return output
 
