@@ -23,6 +23,7 @@ from moegate.capacity import Capacity, keep_within, reroute
 from moegate.estimators import Relaxed
 from moegate.extra import Extra
 from moegate.fusion import Fused, operator_of
+from moegate.noise import Noise
 from moegate.ops.topk_gate import topk_gate
 from moegate.parts import Part
 from moegate.readings import ComputedReadings, DeferredReadings, FirstReadings, wide_logits
@@ -94,13 +95,11 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         if rule.extra.num_shared:
             source_TE, shared_TS = source_TE.tensor_split([-rule.extra.num_shared], dim=-1)
             scale_TE = None if scale_TE is None else scale_TE[:, : -rule.extra.num_shared]
+            shared_TS = wide_logits(shared_TS, mask_T)
     source_TE = rule.selection.expert_logits(source_TE)
     noisy_TE = None
     if training and rule.noise is not None:
-        clean_TE = wide_logits(source_TE, mask_T)
-        scale_TE = rule.noise.standard_deviation(clean_TE, scale_TE)
-        noisy_TE = rule.noise.on_logits(clean_TE, scale_TE, generator)
-        noisy_TE = None if noisy_TE is clean_TE else noisy_TE
+        noisy_TE, scale_TE = _noisy(rule.noise, wide_logits(source_TE, mask_T), scale_TE, generator)
     bias_E = per_expert("bias", bias, num_classes, source_TE)
     if bias_E is not None:
         # A balancer changes its bias in place; what is read from this routing later must be what it was made with.
@@ -117,20 +116,28 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         generator=generator,
         token_ids=flat_token_ids(token_ids, batch_shape, logits),
         hash_table=hash_table,
-        shared_logits=None if shared_TS is None else wide_logits(shared_TS, mask_T),
+        shared_logits=shared_TS,
     )
-    if rule.extra is None or expert_scale is None:
-        expert_scale_E = per_expert("expert_scale", expert_scale, num_experts, source_TE)
-    else:
-        expert_scale_E = _scale_with_extra(expert_scale, rule.extra, num_experts, source_TE)
-    given_TK = flat_expert_index(expert_index, batch_shape, num_classes, source_TE)
-    if given_TK is not None:
+    expert_scale_E = None
+    if expert_scale is not None:
+        expert_scale_E = _scale_of_experts(expert_scale, rule.extra, num_experts, source_TE)
+    if expert_index is not None:
+        given_TK = flat_expert_index(expert_index, batch_shape, num_classes, source_TE)
         return _replayed(rule, candidates, expert_scale_E, given_TK)
     operator = operator_of(rule, training and rule.estimator is not None)
     # A gradient of float64 logits is one of research, in any order and by any transform: composed, it has them all.
     if isinstance(operator, Fused) and logits.dtype != torch.float64:
         return _fused(operator, rule, candidates, expert_scale_E)
     return _composed(rule, candidates, expert_scale_E)
+
+
+def _noisy(
+    noise: Noise, clean_TE: Tensor, scale_TE: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The logits after noise, None if the noise was drawn elsewhere, and its standard deviation."""
+    scale_TE = noise.standard_deviation(clean_TE, scale_TE)
+    noisy_TE = noise.on_logits(clean_TE, scale_TE, generator)
+    return None if noisy_TE is clean_TE else noisy_TE, scale_TE
 
 
 def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None) -> Routing:
@@ -184,12 +191,21 @@ def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
     if not isinstance(rule, RoutingRule):
         raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {type(rule).__name__}.")
     check_logits(logits)
-    num_experts = rule.num_experts(logits.shape[-1])
-    rule.check(num_experts)
+    count = _count_experts if torch.compiler.is_compiling() else _known_number
+    num_experts = count(rule, logits.shape[-1])
     if training or logits.requires_grad:
         _warn_of_lost_gradient(rule)
     return num_experts
 
+
+def _count_experts(rule: RoutingRule, num_logits: int) -> int:
+    """Among how many experts the rule routes; raises when it can't."""
+    num_experts = rule.num_experts(num_logits)
+    rule.check(num_experts)
+    return num_experts
+
+
+_known_number = lru_cache(maxsize=1024)(_count_experts)
 
 Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -259,8 +275,10 @@ def _without_nulls(rule: RoutingRule, routing: Routing) -> Routing:
     )
 
 
-def _scale_with_extra(expert_scale: Tensor, extra: Extra, num_experts: int, like: Tensor) -> Tensor | None:
-    """A factor for every class; what the extra classes were not given is 1."""
+def _scale_of_experts(expert_scale: Tensor, extra: Extra | None, num_experts: int, like: Tensor) -> Tensor | None:
+    """A factor for every expert, and for extra classes that were given none, 1."""
+    if extra is None:
+        return per_expert("expert_scale", expert_scale, num_experts, like)
     all_classes = num_experts + extra.count
     if extra.num_shared and isinstance(expert_scale, Tensor) and tuple(expert_scale.shape) == (all_classes,):
         return per_expert("expert_scale", expert_scale, all_classes, like)
