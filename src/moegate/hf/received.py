@@ -82,8 +82,11 @@ def _three(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return args[:3]
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):  # adapters wrap the experts
         module = inner
-    names = list(inspect.signature(module.forward).parameters)[len(args) : 3]
-    return (*args, *(kwargs[name] for name in names))
+    names = list(zip(inspect.signature(module.forward).parameters, _INTERFACE, strict=False))
+    return (*args, *(kwargs[own if own in kwargs else common] for own, common in names[len(args) :]))
+
+
+_INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
 
 
 def _one_hot(layer: MoELayer, see: See) -> Handles:
