@@ -25,7 +25,9 @@ def dense(received, num_experts):
 def compare(received, truth, num_experts):
     torch.testing.assert_close(dense(received, num_experts), truth.dense[:, :num_experts], atol=1e-6, rtol=1e-5)
     if truth.index is not None:
-        assert torch.equal(received.expert_index, truth.index)
+        # A choice of no expert reaches ZAYA's experts as expert 0 with the weight 0.
+        assert torch.equal(received.expert_index.clamp(min=0), truth.index)
+        assert truth.weights is None or not truth.weights[received.expert_index < 0].any()
     if truth.weights is not None:
         torch.testing.assert_close(received.weights, truth.weights, atol=0, rtol=1e-6)
 
@@ -53,12 +55,15 @@ def test_sees_what_the_experts_receive(name):
         model(**inputs)
         for handle in [*handles, truth]:
             handle.remove()
-        assert set(truth.calls) == set(seen)
+        # NLLB leaves out some layers in training.
+        assert set(truth.calls) == {name for name, calls in seen.items() if calls}
+        assert model.training or len(truth.calls) == len(layers)
         for layer in layers:
             for received, call in zip(seen[layer.name], truth.calls[layer.name], strict=True):
                 compare(received, call, layer.num_experts)
+        before = {name: len(calls) for name, calls in seen.items()}
         model(**inputs)
-        assert all(len(calls) == len(truth.calls[name]) for name, calls in seen.items())
+        assert {name: len(calls) for name, calls in seen.items()} == before
 
 
 @pytest.mark.parametrize("name", every_model())
