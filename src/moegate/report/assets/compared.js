@@ -7,7 +7,7 @@ function agreementCard(run, other) {
     { title: "Same experts", name: "Share of the tokens", values: other.identical },
     { title: "First layer to differ", name: "Share of the tokens", values: other.first },
   ];
-  const grid = el("div", { class: "charts two" });
+  const grid = el("div", { class: "charts" });
   const update = (layer) => grid.replaceChildren(...curves.map(({ title, name, values }) => figure(title, (width) => curve(width, {
     axis, values, name, kind: "percent", bounds: { floor: 0, ceiling: 1 }, label: `${title}, over the layers`, marked: layer,
     show: (at) => [`${title}: ${percent(values[at], 2)}`],

@@ -68,7 +68,7 @@ function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
   const experts = expertsOf(run, layer);
   return [
     heatmap({
-      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short,
+      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short, maxCell: bins < 5 ? 160 : undefined,
       label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`,
       colour: (expert, bin) => balanceColour(ratio.at(bin, layer, expert)),
       describe: (expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`],

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from moegate.report.packing import pack_ratios
 from moegate.report.traces.detail import Detail
-from moegate.report.traces.figures import fair_ratio
-from moegate.report.traces.layers import LayerFigures, edge_gaps, layer_figures
+from moegate.report.traces.figures import as_lines, fair_ratio
 from moegate.report.traces.names import layer_labels
 from moegate.report.traces.views import Decode, Rows, token_texts
-from moegate.trace.loads import Loads
-from moegate.trace.trace import Trace
+from moegate.trace import LayerStatistics, Loads, Trace, layer_table, margins
 
 __all__ = ["Comparison", "Meeting", "compare"]
 
@@ -48,7 +47,7 @@ class Comparison:
     other: Trace | Loads
     names: tuple[str, str]
     decode: Decode | None
-    table: list[LayerFigures]  # of the other
+    table: list[LayerStatistics]  # of the other
     meeting: Meeting | None
     apart: str
 
@@ -82,7 +81,7 @@ class Comparison:
             "names": list(self.names),
             "titles": [_title(self.trace), _title(self.other)],
             "load": pack_ratios(fair_ratio(self.other.load.double().numpy(), self.other.num_experts), np.uint16),
-            "table": [line.as_json() for line in self.table],
+            "table": as_lines(self.table),
             "apart": self.apart,
         }
         if self.meeting is None:
@@ -111,9 +110,7 @@ class Comparison:
         parting = []
         for row, text, margin in zip(rows.tolist(), texts, margins.tolist(), strict=True):
             layer = int(parted_T[row])
-            here, there = (
-                {expert for expert in trace.indices[row, layer].tolist() if expert >= 0} for trace in (self.trace, self.other)
-            )
+            here, there = _experts(self.trace, row, layer), _experts(self.other, row, layer)
             parting.append(
                 {
                     "row": row,
@@ -131,8 +128,12 @@ class Comparison:
         assert isinstance(self.trace, Trace)
         if self.trace.logits is None or not len(rows):
             return np.full(len(rows), np.nan)
-        logits_RE = self.trace.logits[rows, layer_R].float()
-        return edge_gaps(logits_RE, self.trace.indices[rows, layer_R].long()).double().numpy()
+        found = np.full(len(rows), np.nan)
+        for layer in np.unique(layer_R):
+            here = np.zeros(self.trace.num_tokens, bool)
+            here[rows[layer_R == layer]] = True
+            found[layer_R == layer] = margins(self.trace.select(tokens=torch.from_numpy(here)), int(layer)).numpy()
+        return found
 
 
 def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], decode: Decode | None) -> Comparison:
@@ -147,7 +148,12 @@ def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], 
         )
     apart = _apart(trace, other)
     meeting = None if apart else _meeting(trace, other)
-    return Comparison(trace, other, names, decode, layer_figures(other, None), meeting, apart)
+    return Comparison(trace, other, names, decode, layer_table(other), meeting, apart)
+
+
+def _experts(trace: Trace, row: int, layer: int) -> set[int]:
+    """The experts of one token in one layer."""
+    return {int(expert) for expert in trace.indices[row, layer] if expert >= 0}
 
 
 def _shape(trace: Trace | Loads) -> str:
