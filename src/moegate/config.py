@@ -23,12 +23,12 @@ from moegate.config_names import (
     TORCHTITAN_NAMES,
     UNLESS_FALSE,
 )
-from moegate.model_types import MODEL_TYPES, OWN_NAMES, SCORING_WORDS
+from moegate.model_types import MODEL_TYPES, OWN_NAMES, PARTS, SCORING_WORDS
 from moegate.noise import InputJitter
 from moegate.parts import check_integer, check_number, did_you_mean
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Score, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
-from moegate.selection import GroupedTopK, Selection, TopK
+from moegate.selection import GroupedTopK, Selection, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 __all__ = ["ALIASES", "MODEL_TYPES", "rule_from_config"]
@@ -77,8 +77,9 @@ def rule_from_config(config: Any) -> RoutingRule:
         selection=_selection(names),
         score=_score(names),
         weighting=_weighting(names),
-        noise=InputJitter(names["router_jitter_noise"]) if names.get("router_jitter_noise") else None,
+        noise=_noise(names),
         capacity=_capacity(names),
+        rank_by=names.get("rank_by", "logits"),
     )
     if "num_experts" in names:
         rule.check(names["num_experts"])
@@ -93,7 +94,9 @@ def _as_dict(config: Any) -> dict[str, Any]:
             f"config must be a dict or have a to_dict(), as Hugging Face configurations do; got {config!r}."
         )
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return dict(text_config.to_dict())
+    values = dict(text_config.to_dict())
+    part = values.get(PARTS.get(str(values.get("model_type")), ""))
+    return {**part, "model_type": values["model_type"]} if isinstance(part, dict) else values
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -240,6 +243,8 @@ def _selection(names: Mapping[str, Any]) -> Selection:
             f"{', '.join(ALIASES['num_experts_per_tok'])}."
         )
     top_k = names["num_experts_per_tok"]
+    if names.get("selection") == "sparse_mixer":
+        return SparseMixer(top_k, epsilon=float(names.get("router_jitter_noise", SparseMixer.epsilon)))
     num_groups, method = names.get("n_group", 1), names.get("topk_method")
     if num_groups == 1 or method == "greedy":
         return TopK(top_k)
@@ -265,12 +270,21 @@ def _score(names: Mapping[str, Any]) -> Score:
 
 
 def _weighting(names: Mapping[str, Any]) -> Weighting:
+    order = names.get("moe_normalize_expert_weights")
     return Weighting(
-        renormalize=names.get("norm_topk_prob", False),
+        renormalize=names.get("norm_topk_prob", order is not None),
+        order=1.0 if order is None else float(order),
+        floor=float(names.get("moe_norm_min", 0.0)),
         eps=names.get("eps", Weighting.eps),
         scale=float(names.get("routed_scaling_factor", 1.0)),
         apply_to="input" if names.get("score_before_experts", False) else "output",
     )
+
+
+def _noise(names: Mapping[str, Any]) -> InputJitter | None:
+    """SparseMixer's jitter is a distance between logits, and its noise has another name."""
+    name = "input_jitter_noise" if names.get("selection") == "sparse_mixer" else "router_jitter_noise"
+    return InputJitter(float(names[name])) if names.get(name) else None
 
 
 def _capacity(names: Mapping[str, Any]) -> Capacity | None:

@@ -59,7 +59,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "moe_router_topk_scaling_factor",
     ),
     "topk_method": ("topk_method",),
-    "router_jitter_noise": ("router_jitter_noise", "moe_input_jitter_eps"),
+    "router_jitter_noise": ("router_jitter_noise", "moe_input_jitter_eps", "moe_jitter_eps"),
+    "input_jitter_noise": ("input_jitter_noise",),
+    "moe_norm_min": ("moe_norm_min",),
+    "moe_normalize_expert_weights": ("moe_normalize_expert_weights",),
     "score_before_experts": (
         "score_before_experts",
         "moe_apply_probs_on_input",
@@ -75,7 +78,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # What is not listed here is text.
 COUNTS = {"num_experts", "num_experts_per_tok", "n_group", "topk_group"}
 """The names whose value must be an integer."""
-NUMBERS = {"routed_scaling_factor", "router_jitter_noise", "moe_expert_capacity_factor"}
+NUMBERS = {
+    "routed_scaling_factor",
+    "router_jitter_noise",
+    "input_jitter_noise",
+    "moe_expert_capacity_factor",
+    "moe_norm_min",
+    "moe_normalize_expert_weights",
+}
 """The names whose value must be a number."""
 SWITCHES = {"norm_topk_prob", "score_before_experts", "moe_router_pre_softmax"}
 """The names whose value must be true or false."""
@@ -164,6 +174,7 @@ UNLESS_FALSE = {
     "_debug_force_load_balance": "it replaces the router by a round robin, which no rule holds",
     "debug_force_load_balance": "it replaces the router by a round robin, which no rule holds",
     "moe_expert_rank_capacity_factor": "a limit per rank is no part of a rule; moe_expert_capacity_factor is",
+    "output_multiplier": "a rule takes the logits as they are: multiply them in the gate and leave the name out",
     "moe_router_logit_softcapping": "a rule takes the logits as they are: cap them in the gate and leave the name out",
 }
 """Names that would change the routing in a way that a rule can't hold; only a false value is accepted."""

@@ -246,32 +246,31 @@ def _spread(table_VK: Tensor, num_experts: int) -> None:
     table_VK.copy_(torch.rand(len(table_VK), num_experts).argsort(-1)[:, : table_VK.shape[1]])
 
 
-def _token_ids() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, VOCABULARY, (2, 12), generator=generator)
+def _token_ids(seed: int) -> Tensor:
+    return torch.randint(3, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(seed))
 
 
-def _normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 INPUTS: dict[str, Any] = {
-    "tokens": lambda: {"input_ids": _token_ids()},
-    "both": lambda: {"input_ids": _token_ids(), "decoder_input_ids": _token_ids().flip(0)},
-    "embeddings": lambda: {"inputs_embeds": _normal(2, 12, 32)},
+    "tokens": lambda seed: {"input_ids": _token_ids(seed)},
+    "both": lambda seed: {"input_ids": _token_ids(seed), "decoder_input_ids": _token_ids(seed).flip(0)},
+    "embeddings": lambda seed: {"inputs_embeds": _normal(seed, 2, 12, 32)},
     # Text and vision tokens, half and half, go to experts of their own.
-    "modalities": lambda: {
-        "input_ids": _token_ids(),
+    "modalities": lambda seed: {
+        "input_ids": _token_ids(seed),
         "moe_mm_token_type_ids": torch.tensor([[0, 1] * 6, [1] * 6 + [0] * 6]),
     },
-    "patches": lambda: {"pixel_values": _normal(24, 12), "grid_thw": torch.tensor([[1, 4, 6]])},
-    "image": lambda: {"pixel_values": _normal(2, 3, 32, 32), "dataset_index": torch.tensor([0, 2])},
+    "patches": lambda seed: {"pixel_values": _normal(seed, 24, 12), "grid_thw": torch.tensor([[1, 4, 6]])},
+    "image": lambda seed: {"pixel_values": _normal(seed, 2, 3, 32, 32), "dataset_index": torch.tensor([0, 2])},
 }
 
 
-def tiny_inputs(name: str) -> dict[str, Tensor]:
+def tiny_inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
     """What the family's tiny model takes: two sequences of twelve tokens, or the like."""
-    inputs: dict[str, Tensor] = INPUTS[MODELS.get(name, Tiny()).inputs]()
+    inputs: dict[str, Tensor] = INPUTS[MODELS.get(name, Tiny()).inputs](seed)
     return inputs
 
 

@@ -73,7 +73,8 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     """
     has_gate = getattr(self, "has_gate", True)
     # Read once: a parametrised weight (quantized, with an adapter) is made anew each time.
-    up, down = getattr(self, "gate_up_proj" if has_gate else "up_proj", None), getattr(self, "down_proj", None)
+    up: Any = getattr(self, "gate_up_proj" if has_gate else "up_proj", None)
+    down: Any = getattr(self, "down_proj", None)
     reason = _why_not(up, down, hidden_states)
     if reason:
         _warn_once(type(self).__name__, reason)

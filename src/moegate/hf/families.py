@@ -1,83 +1,254 @@
 """Every Mixture-of-Experts architecture of transformers, a row a block: where its parts are and what is special."""
 
+from typing import Any
+
 from moegate.hf.family import Block
 
 __all__ = ["FAMILIES"]
 
+_ON_GATE = "gate.e_score_correction_bias"
+_ON_BLOCK = "e_score_correction_bias"
+_ON_STATICS = "gate.moe_statics.e_score_correction_bias"
+
+_NOISE_BEFORE = "training puts a uniform noise on what the whole block reads, experts included, if router_jitter_noise is"
+_NOISE_OF_BLOCK: dict[str, Any] = {"rule": {"router_jitter_noise": None}, "special": _NOISE_BEFORE}
+_NORMED: dict[str, Any] = {
+    "gate": "router",
+    "weight": "proj.weight",
+    "logits": "normed",
+    "expert_scale": "router.per_expert_scale",
+    "special": "the gate reads the residual stream, normed and scaled, the experts what their own norm makes of it",
+}
+_SCALED_AFTER: dict[str, Any] = {
+    "scaled_after": "routed_scaling_factor",
+    "special": "the scale is put on what the experts return, not on their weights",
+}
+
+
+def _deepseek_v3(name: str, shared: str | None = "shared_experts", **more: Any) -> Block:
+    """A block after the pattern of DeepSeek-V3, which most families with a selection bias follow."""
+    return Block(name, bias=_ON_GATE, shared=shared, logits="linear_float32", **more)
+
+
 FAMILIES: dict[str, tuple[Block, ...]] = {
-    "afmoe": (Block("AfmoeSparseMoeBlock", gate="router", bias="expert_bias", shared="shared_experts"),),
-    "aria": (Block("AriaTextMoELayer", gate="router", shared="shared_experts"),),
-    "axk1": (Block("AXK1MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "axk2": (Block("AXK2MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "bailing_hybrid": (Block("BailingHybridMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "beam": (Block("BeamMoE", bias="gate.e_score_correction_bias"),),
-    "cohere2_moe": (Block("Cohere2MoeSparseMoeBlock", shared="shared_experts"),),
-    "dbrx": (Block("DbrxFFN", gate="router", receives="dbrx"),),
-    "deepseek_ocr2": (Block("DeepseekOcr2TextMoe", shared="shared_experts"),),
-    "deepseek_v2": (Block("DeepseekV2Moe", shared="shared_experts"),),
-    "deepseek_v3": (Block("DeepseekV3MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "deepseek_v32": (Block("DeepseekV32MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "deepseek_v4": (Block("DeepseekV4SparseMoeBlock", shared="shared_experts"),),
-    "diffusion_gemma": (
-        Block("DiffusionGemmaEncoderTextLayer", gate="router"),
-        Block("DiffusionGemmaDecoderTextLayer", gate="router"),
+    "afmoe": (
+        Block("AfmoeSparseMoeBlock", gate="router", bias="expert_bias", shared="shared_experts", weight="gate.weight"),
     ),
-    "doge": (Block("DogeCDMoE", gate="router_gate", receives="doge"),),
-    "dots1": (Block("Dots1MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
+    "aria": (Block("AriaTextMoELayer", gate="router", shared="shared_experts"),),
+    "axk1": (_deepseek_v3("AXK1MoE"),),
+    "axk2": (
+        _deepseek_v3(
+            "AXK2MoE",
+            special="an expert of a dropped group has the score 0, so that it goes before a chosen one whose biased "
+            "score is negative",
+        ),
+    ),
+    "bailing_hybrid": (_deepseek_v3("BailingHybridMoE"),),
+    "beam": (_deepseek_v3("BeamMoE", shared=None, **_SCALED_AFTER),),
+    "cohere2_moe": (Block("Cohere2MoeSparseMoeBlock", shared="shared_experts"),),
+    "dbrx": (
+        Block(
+            "DbrxFFN",
+            gate="router",
+            weight="layer.weight",
+            receives="dbrx",
+            config="ffn_config",
+            rule={"model_type": "dbrx"},
+            special="the noise of the router, which training draws if moe_jitter_eps is, reaches the experts too",
+        ),
+    ),
+    "deepseek_ocr2": (Block("DeepseekOcr2TextMoe", shared="shared_experts", logits="linear_float32"),),
+    "deepseek_v2": (Block("DeepseekV2Moe", shared="shared_experts", logits="linear_float32"),),
+    "deepseek_v3": (_deepseek_v3("DeepseekV3MoE"),),
+    "deepseek_v32": (_deepseek_v3("DeepseekV32MoE"),),
+    "deepseek_v4": (
+        Block(
+            "DeepseekV4SparseMoeBlock",
+            bias=_ON_GATE,
+            shared="shared_experts",
+            hash_table="gate.tid2eid",
+            special="the first layers route by a table of token ids, weighted by the gate",
+        ),
+    ),
+    "diffusion_gemma": (
+        Block("DiffusionGemmaEncoderTextLayer", **_NORMED),
+        Block("DiffusionGemmaDecoderTextLayer", **_NORMED),
+    ),
+    "doge": (
+        Block(
+            "DogeCDMoE",
+            gate="router_gate",
+            experts="down_embed",
+            logits="product_keys",
+            receives="doge",
+            special="an expert is a pair of keys; the logits of a batch are split between the keys across its tokens, so "
+            "that what a token chooses depends on the others",
+            no_rule="no selection of a rule goes by pairs of keys",
+        ),
+    ),
+    "dots1": (_deepseek_v3("Dots1MoE"),),
     "dots3_note": (
-        Block("Dots3NoteTextMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),
-        Block("Dots3NoteVisionMoE", bias="e_score_correction_bias"),
+        _deepseek_v3("Dots3NoteTextMoE"),
+        Block(
+            "Dots3NoteVisionMoE",
+            bias=_ON_BLOCK,
+            logits="linear_float32",
+            special="layers have different numbers of experts",
+        ),
     ),
     "ernie4_5_moe": (
-        Block("Ernie4_5_MoeSparseMoeBlock", bias="gate.moe_statics.e_score_correction_bias", shared="shared_experts"),
+        Block(
+            "Ernie4_5_MoeSparseMoeBlock",
+            bias=_ON_STATICS,
+            shared="shared_experts",
+            logits="linear_float32_always",
+            special="the bias is a parameter, [1, E]",
+        ),
     ),
-    "ernie4_5_vl_moe": (Block("Ernie4_5_VLMoeSparseMoeBlock", bias="gate.moe_statics.e_score_correction_bias"),),
-    "exaone_moe": (Block("ExaoneMoeSparseMoEBlock", bias="gate.e_score_correction_bias", shared="shared_experts"),),
+    "ernie4_5_vl_moe": (
+        Block(
+            "Ernie4_5_VLMoeSparseMoeBlock",
+            bias=_ON_STATICS,
+            logits="linear_float32_always",
+            special="text and vision tokens have gates and experts of their own, two layers in a block, and share the "
+            "shared experts of that block; the bias is a parameter, [1, E]",
+        ),
+    ),
+    "exaone_moe": (_deepseek_v3("ExaoneMoeSparseMoEBlock"),),
     "flex_olmo": (Block("FlexOlmoSparseMoeBlock"),),
-    "flint": (Block("FlintSparseMoeBlock", shared="shared_expert"),),
-    "gemma4": (Block("Gemma4TextDecoderLayer", gate="router"),),
-    "glm4_moe": (Block("Glm4MoeMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "glm4_moe_lite": (Block("Glm4MoeLiteMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "glm4v_moe": (Block("Glm4vMoeTextMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "glm5_next": (Block("Glm5NextTextMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "glm_moe_dsa": (Block("GlmMoeDsaMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "gpt_oss": (Block("GptOssMLP", gate="router"),),
+    "flint": (Block("FlintSparseMoeBlock", shared="shared_expert", logits="linear_float32_always"),),
+    "gemma4": (Block("Gemma4TextDecoderLayer", **_NORMED),),
+    "glm4_moe": (_deepseek_v3("Glm4MoeMoE"),),
+    "glm4_moe_lite": (_deepseek_v3("Glm4MoeLiteMoE"),),
+    "glm4v_moe": (_deepseek_v3("Glm4vMoeTextMoE"),),
+    "glm5_next": (_deepseek_v3("Glm5NextTextMoE"),),
+    "glm_moe_dsa": (_deepseek_v3("GlmMoeDsaMoE"),),
+    "gpt_oss": (Block("GptOssMLP", gate="router", special="the gate has a bias of its own, part of the logits"),),
     "granitemoe": (Block("GraniteMoeMoE", gate="router"),),
     "granitemoe_swa": (Block("GraniteMoeSWAMoE", gate="router"),),
     "granitemoehybrid": (Block("GraniteMoeHybridMoE", gate="router"),),
     "granitemoeshared": (Block("GraniteMoeSharedMoE", gate="router"),),
-    "hunyuan_v1_moe": (Block("HunYuanMoEV1Moe", shared="shared_mlp"),),
-    "hy_v3": (Block("HYV3MoE", bias="e_score_correction_bias", shared="shared_experts"),),
-    "hy_v4": (Block("HYV4MoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "inkling": (Block("InklingMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "inkling2": (Block("Inkling2SparseMoeBlock", bias="gate.e_score_correction_bias"),),
+    "hunyuan_v1_moe": (
+        Block(
+            "HunYuanMoEV1Moe",
+            shared="shared_mlp",
+            weight="wg.weight",
+            special="layers may have different numbers of experts and choices",
+        ),
+    ),
+    "hy_v3": (Block("HYV3MoE", bias=_ON_BLOCK, shared="shared_experts", logits="linear_float32"),),
+    "hy_v4": (_deepseek_v3("HYV4MoE"),),
+    "inkling": (
+        Block(
+            "InklingMoE",
+            bias=_ON_GATE,
+            shared="shared_experts",
+            logits="routed",
+            expert_scale="gate.global_scale",
+            special="the shared experts have logits too, and all that run are weighted together; one learned factor is "
+            "on all weights",
+            no_rule="no weighting of a rule knows of the logits of shared experts",
+        ),
+    ),
+    "inkling2": (Block("Inkling2SparseMoeBlock", bias=_ON_GATE),),
     "jamba": (Block("JambaSparseMoeBlock", gate="router"),),
     "jetmoe": (
-        Block("JetMoeMoE", gate="router", experts="output_linear", receives="jetmoe"),
-        Block("JetMoeMoA", gate="router", experts="output_linear", receives="jetmoe"),
+        Block("JetMoeMoE", gate="router", experts="output_linear", weight="layer.weight", receives="jetmoe"),
+        Block(
+            "JetMoeMoA",
+            gate="router",
+            experts="output_linear",
+            weight="layer.weight",
+            receives="jetmoe",
+            special="its experts are the query and output projections of the attention; the block itself is never called",
+        ),
     ),
-    "kimi_linear": (Block("KimiLinearMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "kolibri1": (Block("Kolibri1SparseMoeBlock", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "laguna": (Block("LagunaSparseMoeBlock", bias="gate.e_score_correction_bias", shared="shared_experts"),),
+    "kimi_linear": (_deepseek_v3("KimiLinearMoE"),),
+    "kolibri1": (_deepseek_v3("Kolibri1SparseMoeBlock", special="the bias is added to the logits"),),
+    "laguna": (
+        Block(
+            "LagunaSparseMoeBlock",
+            bias=_ON_GATE,
+            shared="shared_experts",
+            logits="soft_capped",
+            rule={"moe_router_logit_softcapping": None},
+            scaled_after="routed_scaling_factor",
+            special=f"{_SCALED_AFTER['special']}; the gate may cap its logits; the bias is a parameter",
+        ),
+    ),
     "lfm2_moe": (Block("Lfm2MoeSparseMoeBlock", bias="expert_bias"),),
-    "llama4": (Block("Llama4TextMoe", gate="router", shared="shared_expert", receives="dense_scores"),),
-    "longcat_flash": (Block("LongcatFlashMoE", gate="router", bias="router.e_score_correction_bias"),),
+    "llama4": (
+        Block(
+            "Llama4TextMoe",
+            gate="router",
+            shared="shared_expert",
+            receives="dense_scores",
+            special="the weight is put on what an expert reads; every expert runs on every token, on zeros where it is "
+            "not chosen",
+        ),
+    ),
+    "longcat_flash": (
+        Block(
+            "LongcatFlashMoE",
+            gate="router",
+            bias="router.e_score_correction_bias",
+            weight="classifier.weight",
+            logits="linear_float32",
+            special="the last zero_expert_num experts return what they read",
+        ),
+    ),
     "mellum": (Block("MellumSparseMoeBlock"),),
-    "mimo_v2_flash": (Block("MiMoV2FlashMoE", bias="gate.e_score_correction_bias"),),
-    "minimax": (Block("MiniMaxSparseMoeBlock"),),
-    "minimax_m2": (Block("MiniMaxM2SparseMoeBlock", bias="e_score_correction_bias"),),
+    "mimo_v2_flash": (_deepseek_v3("MiMoV2FlashMoE", shared=None),),
+    "minimax": (Block("MiniMaxSparseMoeBlock", **_NOISE_OF_BLOCK),),
+    "minimax_m2": (Block("MiniMaxM2SparseMoeBlock", bias=_ON_BLOCK, **_NOISE_OF_BLOCK),),
     "minimax_m3_vl": (
-        Block("MiniMaxM3VLSparseMoeBlock", bias="gate.e_score_correction_bias", shared="shared_experts"),
+        Block("MiniMaxM3VLSparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),
     ),
     "mistral4": (Block("Mistral4MoE", shared="shared_experts"),),
-    "mistral_large4": (Block("MistralLarge4TextMoE", shared="shared_experts"),),
-    "mixtral": (Block("MixtralSparseMoeBlock"),),
-    "muse_spark": (Block("MuseSparkMoE", bias="gate.e_score_correction_bias"),),
-    "nemotron_h": (Block("NemotronHMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "nllb_moe": (Block("NllbMoeSparseMLP", gate="router", receives="nllb"),),
+    "mistral_large4": (Block("MistralLarge4TextMoE", shared="shared_experts", logits="linear_float32"),),
+    "mixtral": (Block("MixtralSparseMoeBlock", **_NOISE_OF_BLOCK),),
+    "muse_spark": (
+        Block(
+            "MuseSparkMoE",
+            bias=_ON_GATE,
+            logits="multiplied",
+            rule={"output_multiplier": None},
+            special="the gate multiplies its logits by output_multiplier; the experts read a projection of the block's input",
+        ),
+    ),
+    "nemotron_h": (
+        _deepseek_v3("NemotronHMoE", special="the experts may read and write a narrower latent space"),
+    ),
+    "nllb_moe": (
+        Block(
+            "NllbMoeSparseMLP",
+            gate="router",
+            weight="classifier.weight",
+            logits="linear_own_type",
+            receives="nllb",
+            rule={"num_experts_per_tok": 2},
+            no_rule="the experts",
+        ),
+    ),
     "olmoe": (Block("OlmoeSparseMoeBlock"),),
-    "openai_privacy_filter": (Block("OpenAIPrivacyFilterMLP", gate="router"),),
-    "phimoe": (Block("PhimoeSparseMoeBlock", gate="router"),),
+    "openai_privacy_filter": (
+        Block(
+            "OpenAIPrivacyFilterMLP",
+            gate="router",
+            logits="linear_float32",
+            scaled_after="num_experts",
+            special="the weights are divided by top_k, and what the experts return is multiplied by it; the gate has a "
+            "bias of its own, part of the logits",
+        ),
+    ),
+    "phimoe": (
+        Block(
+            "PhimoeSparseMoeBlock",
+            gate="router",
+            special="SparseMixer: training draws the experts; if input_jitter_noise is, training puts a noise on what "
+            "the block reads, experts included, and the router another one",
+        ),
+    ),
     "qwen2_moe": (Block("Qwen2MoeSparseMoeBlock", shared="shared_expert"),),
     "qwen3_5_moe": (Block("Qwen3_5MoeSparseMoeBlock", shared="shared_expert"),),
     "qwen3_moe": (Block("Qwen3MoeSparseMoeBlock"),),
@@ -88,11 +259,42 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     ),
     "qwen3_vl_moe": (Block("Qwen3VLMoeTextSparseMoeBlock"),),
     "qwen4_exp": (Block("Qwen4ExpTextSparseMoeBlock", shared="shared_expert"),),
-    "solar_open": (Block("SolarOpenMoE", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "step3p7": (Block("Step3p7SparseMoeBlock", bias="gate.e_score_correction_bias", shared="shared_experts"),),
-    "switch_transformers": (Block("SwitchTransformersSparseMLP", gate="router", receives="switch"),),
-    "unlimited_ocr": (Block("UnlimitedOcrTextMoe", shared="shared_experts"),),
-    "vitpose_backbone": (Block("VitPoseBackboneMoeMLP", receives="dataset"),),
-    "zaya": (Block("ZayaSparseMoeBlock", bias="gate.balancing_biases"),),
+    "solar_open": (_deepseek_v3("SolarOpenMoE"),),
+    "step3p7": (Block("Step3p7SparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),),
+    "switch_transformers": (
+        Block(
+            "SwitchTransformersSparseMLP",
+            gate="router",
+            weight="classifier.weight",
+            logits="linear_own_type",
+            receives="switch",
+            rule={"num_experts_per_tok": 1},
+            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none: the rule has no "
+            "such limit; the noise of the router, which training draws, reaches the experts too",
+        ),
+    ),
+    "unlimited_ocr": (Block("UnlimitedOcrTextMoe", shared="shared_experts", logits="linear_float32"),),
+    "vitpose_backbone": (
+        Block(
+            "VitPoseBackboneMoeMLP",
+            gate=None,
+            weight=None,
+            receives="dataset",
+            shared="fc2",
+            rule={"num_experts_per_tok": 1},
+            special="the caller names the data set of an image, and that is its expert",
+            no_rule="nothing routes: the caller names the expert of an image",
+        ),
+    ),
+    "zaya": (
+        Block(
+            "ZayaSparseMoeBlock",
+            bias="gate.balancing_biases",
+            weight=None,
+            logits="recurrent",
+            special="the last of the router's classes is to skip, which reaches the experts as expert 0 with the weight "
+            "0; the router is an MLP that reads the router of the layer before",
+        ),
+    ),
 }
 """By the folder of the modelling code in transformers."""

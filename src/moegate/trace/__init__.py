@@ -1,5 +1,6 @@
 """Routing traces: who went where, token by token and layer by layer, kept in a file."""
 
+from moegate.trace.difference import Difference, LayerDifference, TokenDifference, diff
 from moegate.trace.file import load, save
 from moegate.trace.loads import Loads, save_loads
 from moegate.trace.reading import read
@@ -17,10 +18,14 @@ from moegate.trace.trace import PHASES, Trace
 
 __all__ = [
     "PHASES",
+    "Difference",
+    "LayerDifference",
     "LayerStatistics",
     "Loads",
+    "TokenDifference",
     "Trace",
     "coactivation",
+    "diff",
     "domain_load",
     "domain_specialization",
     "layer_table",
