@@ -14,7 +14,7 @@ function layerColumns(run) {
     some("margin") && { name: "Margin", note: "median", value: (line) => line.margin, text: (line) => fixed(line.margin, 3) },
     some("nmi") && { name: "NMI", note: "with the domain", value: (line) => line.nmi, text: (line) => fixed(line.nmi, 3) },
     { name: "Hottest", note: "experts", value: (line) => line.greatest_load, text: (line) => expertList(line.hottest), left: true },
-    { name: "Coldest", note: "experts", value: (line) => line.least_load, text: (line) => expertList(line.coldest), left: true },
+    { name: "Coldest", note: "experts", value: (line) => line.least_load, text: (line) => line.coldest.map(([expert]) => expert).join(", "), left: true },
   ].filter(Boolean);
 }
 
@@ -86,7 +86,7 @@ function loadOverRecording(run) {
   let layer = 0;
   const draw = () => body.replaceChildren(...loadOver(run, views[view], layer));
   return {
-    element: card("Load over the recording", "One line an expert. Orange is more than a fair share of the tokens, blue is less.", balanceKey(),
+    element: card("Load over the recording", "Orange is more than a fair share of the tokens, blue is less.", balanceKey(),
       Object.keys(views).length > 1 && segmented("Over", Object.entries(views).map(([key, { tab }]) => [key, tab]), view, (chosen) => { view = chosen; draw(); }), body),
     update: (chosen) => { layer = chosen; draw(); },
   };

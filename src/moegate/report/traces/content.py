@@ -81,8 +81,10 @@ def build_content(subject: Subject, detail: Detail) -> dict[str, Any]:
     """The page's data at one level of detail."""
     trace, figures = subject.trace, subject.figures
     comparison = subject.comparison
-    differs = comparison.differs if comparison is not None and comparison.meeting is not None else None
-    views, texts, cut = [], [], False
+    differs = comparison.unshared if comparison is not None and comparison.difference is not None else None
+    views: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    cut = False
     if isinstance(trace, Trace):
         views, texts, cut = token_views(trace, subject.decode, detail, differs)
     return {

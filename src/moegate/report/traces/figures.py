@@ -19,6 +19,7 @@ __all__ = [
     "over_positions",
     "over_recording",
     "pair_counts",
+    "short",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -128,10 +129,13 @@ def as_lines(table: Sequence[LayerStatistics], nmi: Sequence[float] | None = Non
     """The table of layers as JSON values to six figures, with the information about the domain where it is known."""
     lines = []
     for layer, row in enumerate(table):
-        line = row.to_dict() | {"nmi": None if nmi is None or math.isnan(nmi[layer]) else nmi[layer]}
-        lines.append({name: _short(value) for name, value in line.items()})
+        line = row.to_dict() | {"nmi": None if nmi is None else nmi[layer]}
+        lines.append({name: short(value) for name, value in line.items()})
     return lines
 
 
-def _short(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def short(value: Any) -> Any:
+    """A number to six figures, None where it is not finite; any other value as it is."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
