@@ -10,7 +10,9 @@ _ON_GATE = "gate.e_score_correction_bias"
 _ON_BLOCK = "e_score_correction_bias"
 _ON_STATICS = "gate.moe_statics.e_score_correction_bias"
 
-_NOISE_BEFORE = "training puts a uniform noise on what the whole block reads, experts included, if router_jitter_noise is"
+_NOISE_BEFORE = (
+    "training puts a uniform noise on what the whole block reads, experts included, if router_jitter_noise is"
+)
 _NOISE_OF_BLOCK: dict[str, Any] = {"rule": {"router_jitter_noise": None}, "special": _NOISE_BEFORE}
 _NORMED: dict[str, Any] = {
     "gate": "router",
@@ -81,8 +83,8 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             experts="down_embed",
             logits="product_keys",
             receives="doge",
-            special="an expert is a pair of keys; the logits of a batch are split between the keys across its tokens, so "
-            "that what a token chooses depends on the others",
+            special="an expert is a pair of keys; the logits of a batch are split between the keys across its tokens, "
+            "so that what a token chooses depends on the others",
             no_rule="no selection of a rule goes by pairs of keys",
         ),
     ),
@@ -143,7 +145,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             "InklingMoE",
             bias=_ON_GATE,
             shared="shared_experts",
-            logits="routed",
+            logits="linear_float32_always",
             expert_scale="gate.global_scale",
             special="the shared experts have logits too, and all that run are weighted together; one learned factor is "
             "on all weights",
@@ -160,7 +162,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             experts="output_linear",
             weight="layer.weight",
             receives="jetmoe",
-            special="its experts are the query and output projections of the attention; the block itself is never called",
+            special="its experts are the query and output projections of the attention; nothing calls the block",
         ),
     ),
     "kimi_linear": (_deepseek_v3("KimiLinearMoE"),),
@@ -201,9 +203,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "mimo_v2_flash": (_deepseek_v3("MiMoV2FlashMoE", shared=None),),
     "minimax": (Block("MiniMaxSparseMoeBlock", **_NOISE_OF_BLOCK),),
     "minimax_m2": (Block("MiniMaxM2SparseMoeBlock", bias=_ON_BLOCK, **_NOISE_OF_BLOCK),),
-    "minimax_m3_vl": (
-        Block("MiniMaxM3VLSparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),
-    ),
+    "minimax_m3_vl": (Block("MiniMaxM3VLSparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),),
     "mistral4": (Block("Mistral4MoE", shared="shared_experts"),),
     "mistral_large4": (Block("MistralLarge4TextMoE", shared="shared_experts", logits="linear_float32"),),
     "mixtral": (Block("MixtralSparseMoeBlock", **_NOISE_OF_BLOCK),),
@@ -213,12 +213,11 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             bias=_ON_GATE,
             logits="multiplied",
             rule={"output_multiplier": None},
-            special="the gate multiplies its logits by output_multiplier; the experts read a projection of the block's input",
+            special="the gate multiplies its logits by output_multiplier; the experts read a projection of what the "
+            "block reads",
         ),
     ),
-    "nemotron_h": (
-        _deepseek_v3("NemotronHMoE", special="the experts may read and write a narrower latent space"),
-    ),
+    "nemotron_h": (_deepseek_v3("NemotronHMoE", special="the experts may read and write a narrower latent space"),),
     "nllb_moe": (
         Block(
             "NllbMoeSparseMLP",
@@ -227,7 +226,9 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             logits="linear_own_type",
             receives="nllb",
             rule={"num_experts_per_tok": 2},
-            no_rule="the experts",
+            special="the router drops what an expert has no room for, and weighs what is left",
+            no_rule="the experts of transformers 5.23 read the router's mask of 0 and 1 as numbers of experts, so that "
+            "expert 1 runs on every token with its first weight, expert 0 with its second, and no other runs",
         ),
     ),
     "olmoe": (Block("OlmoeSparseMoeBlock"),),
@@ -280,7 +281,6 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             gate=None,
             weight=None,
             receives="dataset",
-            shared="fc2",
             rule={"num_experts_per_tok": 1},
             special="the caller names the data set of an image, and that is its expert",
             no_rule="nothing routes: the caller names the expert of an image",
@@ -292,8 +292,8 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             bias="gate.balancing_biases",
             weight=None,
             logits="recurrent",
-            special="the last of the router's classes is to skip, which reaches the experts as expert 0 with the weight "
-            "0; the router is an MLP that reads the router of the layer before",
+            special="the last of the router's classes is to skip, which reaches the experts as expert 0 with the "
+            "weight 0; the router is an MLP that reads the router of the layer before",
         ),
     ),
 }

@@ -1,6 +1,5 @@
 """The MoE layers of a model: found by the class of their blocks, with the parts that the families' table names."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +17,13 @@ from moegate.selection import Hash
 
 __all__ = ["MoELayer", "moe_layers"]
 
-_Path = tuple[nn.Module, ...]
+# Modules from the outside in, each with its name in the one before.
+_Path = tuple[tuple[str, nn.Module], ...]
 
 _BLOCKS = {block.name: (family, block) for family, blocks in FAMILIES.items() for block in blocks}
 
-# Where a gate keeps how many it chooses among, those included that do nothing (ZAYA's skip, LongCat's zero experts).
-_WIDTHS = ("num_router_classes", "n_routed_experts", "num_experts")
+# Where a gate keeps how many experts it chooses among, LongCat-Flash's that return what they read included.
+_WIDTHS = ("n_routed_experts", "num_experts")
 
 # Modules that stand around another one, and the names under which they hold it.
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"))
@@ -39,6 +39,7 @@ class MoELayer:
     Attributes:
         name: the path of the block in the model of transformers, such as ``model.layers.3.mlp``: the same however the
             model is wrapped (DDP, FSDP, PEFT, ``torch.compile``).
+        path: the path of the block in the model that was searched, what is wrapped around it included.
         block: the block's module.
         family: the folder of its modelling code in transformers, a key of ``FAMILIES``.
         row: the row of the table that describes it.
@@ -46,6 +47,7 @@ class MoELayer:
     """
 
     name: str
+    path: str
     block: nn.Module
     family: str
     row: Block
@@ -88,7 +90,7 @@ class MoELayer:
 
     @property
     def num_experts(self) -> int:
-        """``E``: how many the router chooses among, those that do nothing (skip, zero experts) included."""
+        """``E``, the experts that the router chooses among."""
         gate = self.block if self.row.gate is None else self.gate
         for module, names in ((gate, _WIDTHS), (self.experts, ("num_experts",)), (self.block, ("num_experts",))):
             for name in names:
@@ -154,49 +156,45 @@ def moe_layers(model: nn.Module) -> list[MoELayer]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, such as a model of transformers; got {model!r}.")
-    models = list(_outermost(model, ()))
-    layers = [
-        layer
-        for start, path in models
-        # Names start at the outermost model of transformers, unless there are several.
-        for layer in _found(path, start if len(models) > 1 else "", set())
-    ]
-    return layers
+    models = list(_outermost((("", model),))) or [(("", model),)]
+    # Names start at the outermost model of transformers, unless there are several.
+    return [layer for path in models for layer in _found(path, 0 if len(models) > 1 else len(path), set())]
 
 
-def _outermost(module: nn.Module, path: tuple[nn.Module, ...], name: str = "") -> Iterator[tuple[str, _Path]]:
-    """The outermost models of transformers in a module, each with its name and what it lies in, from the outside."""
-    path = (*path, module)
+def _outermost(path: _Path) -> Iterator[_Path]:
+    """The outermost models of transformers in the last module of a path."""
+    _, module = path[-1]
     if any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__):
-        yield name, path
-        return
-    for child_name, child in module.named_children():
-        yield from _outermost(child, path, _joined(name, child_name))
+        yield path
+    else:
+        for child in module.named_children():
+            yield from _outermost((*path, child))
 
 
-def _found(path: _Path, name: str, seen: set[nn.Module]) -> Iterator[MoELayer]:
-    """The layers in the last module of a path, each once."""
-    seen.add(path[-1])
-    layer = _layer(path, name)
+def _found(path: _Path, start: int, seen: set[nn.Module]) -> Iterator[MoELayer]:
+    """The layers in the last module of a path, each once; their names start there in the path."""
+    _, module = path[-1]
+    seen.add(module)
+    layer = _layer(path, start)
     if layer is not None:
         yield layer
-    for child_name, child in sorted(path[-1].named_children(), key=lambda child: child[0] not in _RUN_FIRST):
-        if child not in seen:
-            yield from _found((*path, child), _joined(name, child_name), seen)
+    for child in sorted(module.named_children(), key=lambda child: child[0] not in _RUN_FIRST):
+        if child[1] not in seen:
+            yield from _found((*path, child), start, seen)
 
 
-def _joined(name: str, child_name: str) -> str:
-    return name if child_name in _WRAPPERS else f"{name}.{child_name}".removeprefix(".")
-
-
-def _layer(path: _Path, name: str) -> MoELayer | None:
-    block = path[-1]
+def _layer(path: _Path, start: int) -> MoELayer | None:
+    block = path[-1][1]
     # A class derived from a family's block is a block of that family.
     for kind in type(block).__mro__:
         if kind.__name__ in _BLOCKS:
             family, row = _BLOCKS[kind.__name__]
             # A dense layer of a mixed model may be of the same class, without the parts.
-            return MoELayer(name, block, family, row, _config(path, name, row)) if _is_whole(block, row) else None
+            if not _is_whole(block, row):
+                return None
+            name = ".".join(name for name, _ in path[start:] if name and name not in _WRAPPERS)
+            full = ".".join(name for name, _ in path if name)
+            return MoELayer(name, full, block, family, row, _config(path, row))
     return None
 
 
@@ -208,16 +206,16 @@ def _is_whole(block: nn.Module, row: Block) -> bool:
     return isinstance(experts, nn.Module) and type(experts).forward is not nn.Module.forward
 
 
-def _config(path: _Path, name: str, row: Block) -> Any:
+def _config(path: _Path, row: Block) -> Any:
     """The configuration of the nearest module around the block that has one, of the block's layer."""
-    for module in reversed(path):
-        config = getattr(module, "config", None)
+    for _, module in reversed(path):
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "to_dict"):
-            numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-            if numbers and getattr(config, "per_layer_config", None):
-                config = config.per_layer_config[int(numbers[-1])]
+            number = next((int(name) for name, _ in reversed(path) if name.isdigit()), None)
+            if number is not None and getattr(config, "is_heterogeneous", False):
+                config = config.per_layer_config[number]
             return attrgetter(row.config)(config) if row.config else config
-    raise ValueError(f"No module around {name or 'the block'!r} has a config: pass a model of transformers.")
+    raise ValueError(f"No module around a {row.name} has a config: pass a model of transformers.")
 
 
 def _part(block: nn.Module, path: str) -> Any:
@@ -225,8 +223,8 @@ def _part(block: nn.Module, path: str) -> Any:
     part: Any = block
     for name in path.split("."):
         part = getattr(part, name, None)
-        while isinstance(part, nn.Module) and (inner := _WRAPPERS & part._modules.keys()):
-            part = part._modules[inner.pop()]
+        while isinstance(part, nn.Module) and (inner := _WRAPPERS.intersection(part._modules)):
+            part = part._modules[min(inner)]
     return part
 
 

@@ -1,6 +1,7 @@
 """How the gates of transformers make logits of hidden states: by the layer's own parameters, with their gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def gate_logits(layer: MoELayer, hidden: Tensor, *more: Tensor | None, **named: 
 
     Example:
         >>> import torch
+        >>> from moegate.hf import moe_layers
         >>> from transformers import MixtralConfig, MixtralForCausalLM
         >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
         >>> model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
@@ -69,41 +71,45 @@ def _linear_float32_always(layer: MoELayer, hidden: Tensor, *_: object, **__: ob
 
 def _linear_own_type(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
     """In the type that the gate keeps as its ``dtype``."""
-    weight_ED, bias_E = (None if tensor is None else tensor.to(layer.gate.dtype) for tensor in _matrix(layer))
-    assert weight_ED is not None
-    return functional.linear(_rows(hidden).to(weight_ED.dtype), weight_ED, bias_E)
+    gate: Any = layer.gate
+    weight_ED, bias_E = _matrix(layer)
+    bias_E = None if bias_E is None else bias_E.to(gate.dtype)
+    return functional.linear(_rows(hidden).to(gate.dtype), weight_ED.to(gate.dtype), bias_E)
 
 
 def _soft_capped(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
     """``cap · tanh(z / cap)`` in float32 (Laguna)."""
-    logits_TE, cap = _linear(layer, hidden).float(), layer.gate.router_logit_softcapping
+    gate: Any = layer.gate
+    logits_TE, cap = _linear(layer, hidden).float(), gate.router_logit_softcapping
     return torch.tanh(logits_TE / cap) * cap if cap > 0.0 else logits_TE
 
 
 def _multiplied(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
     """By a constant of the configuration (Muse Spark)."""
-    return _linear_float32(layer, hidden) * layer.gate.output_multiplier
+    gate: Any = layer.gate
+    return _linear_float32(layer, hidden) * float(gate.output_multiplier)
 
 
 def _normed(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
     """Of normed and scaled hidden states (Gemma 4)."""
-    gate = layer.gate
+    gate: Any = layer.gate
     normed_TD = gate.norm(_rows(hidden)) * gate.scale * gate.scalar_root_size
     return _linear(layer, normed_TD)
 
 
 def _recurrent(layer: MoELayer, hidden: Tensor, router_states: Tensor | None = None) -> Tensor:
     """Of an MLP that also reads what the router of the layer before had read (ZAYA)."""
-    gate = layer.gate
+    gate: Any = layer.gate
     state = gate.down_proj(hidden)
     if gate.use_eda and router_states is not None:
         state = state + router_states * gate.router_states_scale
     return _rows(gate.router_mlp(state))
 
 
-def _routed(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
-    """Without those of the shared experts, which come last (Inkling)."""
-    return _linear_float32_always(layer, hidden)[:, : layer.num_experts]
+def _product_keys(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
+    """Of both keys of a pair, one behind the other; Doge takes them from other tokens of the batch."""
+    logits = _linear(layer, hidden)
+    return torch.cat(tuple(logits.view(2, len(logits), -1)), dim=-1)
 
 
 LOGITS: dict[str, Callable[..., Tensor]] = {
@@ -115,6 +121,6 @@ LOGITS: dict[str, Callable[..., Tensor]] = {
     "multiplied": _multiplied,
     "normed": _normed,
     "recurrent": _recurrent,
-    "routed": _routed,
+    "product_keys": _product_keys,
 }
 """Each way to make logits: called with a layer and what its gate receives, it returns them ``[T, E]``."""
