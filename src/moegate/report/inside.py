@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moegate.report.detail import Detail
 from moegate.report.history import merge_windows
@@ -108,7 +109,7 @@ def _domains(evaluation: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def coactivation(pairs_LEE: Array | None, at_most: int, listed: int = 0) -> dict[str, Any] | None:
+def coactivation(pairs_LEE: npt.NDArray[Any] | None, at_most: int, listed: int = 0) -> dict[str, Any] | None:
     """How often two experts serve the same token, beside what their loads alone would give.
 
     `share` is the share of all pairs, as a multiple of an even spread over the pairs; `chance` holds the

@@ -1,20 +1,20 @@
 // A trace layer by layer: the table, the curves over depth, the load over the recording.
-const expertList = (experts) => experts.map(([expert, ratio]) => `${expert} (${times(ratio)})`).join(", ");
+const expertList = (experts) => experts.map(([expert, load]) => `${expert} (${fixed(load, load < 1 ? 2 : 1)})`).join(", ");
 
 function layerColumns(run) {
   const lines = run.table;
   const some = (name) => lines.some((line) => present(line[name]));
   return [
     { name: "Layer", value: (line) => line.layer, text: (line) => layerName(run, line.layer) },
-    { name: "Load", note: "lowest – highest", value: (line) => line.highest, text: (line) => `${times(line.lowest)} – ${times(line.highest)}` },
+    { name: "Load", note: "lowest – highest", value: (line) => line.greatest_load, text: (line) => `${times(line.least_load)} – ${times(line.greatest_load)}` },
     { name: "Effective", note: "experts", value: (line) => line.effective_experts, text: (line) => `${fixed(line.effective_experts, 1)} of ${line.num_experts}` },
-    { name: "Dead", note: "experts", value: (line) => line.dead, text: (line) => String(line.dead), strong: false },
+    { name: "Dead", note: "experts", value: (line) => line.dead_experts, text: (line) => String(line.dead_experts) },
     { name: "MaxVio", note: "max/mean − 1", value: (line) => line.max_violation, text: (line) => fixed(line.max_violation, 2), strong: true },
-    { name: "Entropy", note: "of the load, 0–1", value: (line) => line.entropy, text: (line) => fixed(line.entropy, 3) },
+    { name: "Entropy", note: "of the load, 0–1", value: (line) => line.normalized_entropy, text: (line) => fixed(line.normalized_entropy, 3) },
     some("margin") && { name: "Margin", note: "median", value: (line) => line.margin, text: (line) => fixed(line.margin, 3) },
     some("nmi") && { name: "NMI", note: "with the domain", value: (line) => line.nmi, text: (line) => fixed(line.nmi, 3) },
-    { name: "Hottest", note: "experts", value: (line) => line.highest, text: (line) => expertList(line.hottest), left: true },
-    { name: "Coldest", note: "experts", value: (line) => line.lowest, text: (line) => expertList(line.coldest), left: true },
+    { name: "Hottest", note: "experts", value: (line) => line.greatest_load, text: (line) => expertList(line.hottest), left: true },
+    { name: "Coldest", note: "experts", value: (line) => line.least_load, text: (line) => line.coldest.map(([expert]) => expert).join(", "), left: true },
   ].filter(Boolean);
 }
 
@@ -31,7 +31,7 @@ function layerTable(run, choose) {
 const depthCurves = [
   { key: "max_violation", title: "MaxVio", name: "Busiest expert / fair share − 1", kind: "number", bounds: { zero: true }, show: (value) => fixed(value, 2) },
   { key: "used", title: "Effective experts", name: "Share of the layer's experts", kind: "percent", bounds: { zero: true, ceiling: 1 }, show: percent },
-  { key: "entropy", title: "Entropy of the load", name: "Entropy / log of the experts", kind: "number", bounds: { ceiling: 1 }, show: (value) => fixed(value, 3) },
+  { key: "normalized_entropy", title: "Entropy of the load", name: "Entropy / log of the experts", kind: "number", bounds: { ceiling: 1 }, show: (value) => fixed(value, 3) },
   { key: "nmi", title: "Domain and expert", name: "Normalised mutual information", kind: "number", bounds: { zero: true, ceiling: 1 }, show: (value) => fixed(value, 3) },
   { key: "margin", title: "Margin of the last expert", name: "Gap of the logits, median", kind: "number", bounds: { zero: true }, show: (value) => fixed(value, 3) },
 ];
@@ -86,7 +86,7 @@ function loadOverRecording(run) {
   let layer = 0;
   const draw = () => body.replaceChildren(...loadOver(run, views[view], layer));
   return {
-    element: card("Load over the recording", "One line an expert. Orange is more than a fair share of the tokens, blue is less.", balanceKey(),
+    element: card("Load over the recording", "Orange is more than a fair share of the tokens, blue is less.", balanceKey(),
       Object.keys(views).length > 1 && segmented("Over", Object.entries(views).map(([key, { tab }]) => [key, tab]), view, (chosen) => { view = chosen; draw(); }), body),
     update: (chosen) => { layer = chosen; draw(); },
   };

@@ -66,15 +66,23 @@ function finalLoad(run, choose) {
 function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
   const [bins] = ratio.shape;
   const experts = expertsOf(run, layer);
+  // Few bins lie flat, so that their lines can be compared.
+  const flat = bins <= 4;
+  const along = { name: "Expert", count: experts, text: String };
+  const over = { name, count: bins, text: short };
+  const [down, across] = flat ? [over, along] : [along, over];
+  const cell = (read) => (row, column) => (flat ? read(column, row) : read(row, column));
   return [
     heatmap({
-      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short,
-      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`,
-      colour: (expert, bin) => balanceColour(ratio.at(bin, layer, expert)),
-      describe: (expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`],
+      rows: down.count, cols: across.count, rowName: down.name, colName: across.name, rowLabel: down.text, colLabel: across.text,
+      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`, maxCell: flat ? 84 : undefined, rowHeight: flat ? 26 : undefined,
+      colour: cell((expert, bin) => balanceColour(ratio.at(bin, layer, expert))),
+      text: flat ? cell((expert, bin) => fixed(ratio.at(bin, layer, expert), 2)) : undefined,
+      describe: cell((expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`]),
     }),
-    asTable("As a table: the last column", () =>
-      plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
+    flat ? asTable("As a table", () => plainTable(`Load over ${tableName}, layer ${layerName(run, layer)}`, ["Expert", ...range(bins).map(span)],
+      range(experts).map((expert) => [String(expert), ...range(bins).map((bin) => times(ratio.at(bin, layer, expert)))])))
+      : asTable("As a table: the last column", () => plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
         range(experts).map((expert) => [String(expert), times(ratio.at(bins - 1, layer, expert))]))),
   ];
 }

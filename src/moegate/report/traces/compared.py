@@ -1,80 +1,41 @@
 """Two traces as data for the page: where they agree, which tokens part, and how the loads differ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from moegate.report.packing import pack_ratios
-from moegate.report.traces.detail import Detail
-from moegate.report.traces.figures import fair_ratio
-from moegate.report.traces.layers import LayerFigures, edge_gaps, layer_figures
-from moegate.report.traces.names import layer_labels
+from moegate.report.traces.detail import LEVELS, Detail
+from moegate.report.traces.figures import as_lines, fair_ratio, short
 from moegate.report.traces.views import Decode, Rows, token_texts
-from moegate.trace.loads import Loads
-from moegate.trace.trace import Trace
+from moegate.trace import Difference, LayerStatistics, Loads, Trace, diff, layer_table, margins
+from moegate.trace.alignment import align
+from moegate.trace.difference import TokenDifference
 
-__all__ = ["Comparison", "Meeting", "compare"]
-
-Counts = npt.NDArray[np.int64]
-CHUNK = 16384
-
-
-@dataclass(frozen=True, eq=False)
-class Meeting:
-    """What two traces of the same tokens have in common, row by row."""
-
-    missing_TL: Counts  # experts of the first that the second does not have
-    slots_TL: Counts  # experts of the first; 0 for a token that the layer did not see
-
-    @property
-    def seen_TL(self) -> npt.NDArray[np.bool_]:
-        """Tokens that a layer saw."""
-        return self.slots_TL > 0
-
-    @property
-    def first_T(self) -> Counts:
-        """The first layer that sends a token elsewhere; -1 where all agree."""
-        differs_TL = self.missing_TL > 0
-        return np.where(differs_TL.any(axis=1), differs_TL.argmax(axis=1), -1)
+__all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two traces; ``meeting`` is None where they can't be compared token by token, and ``apart`` says why."""
+    """Two traces; ``difference`` is None where they can't be compared token by token, and ``apart`` says why."""
 
     trace: Trace | Loads
     other: Trace | Loads
     names: tuple[str, str]
     decode: Decode | None
-    table: list[LayerFigures]  # of the other
-    meeting: Meeting | None
+    table: Sequence[LayerStatistics]  # of the other
+    difference: Difference | None
     apart: str
-
-    def differs(self, rows: Rows) -> Counts:
-        """``[L, T]``: how many experts of each of these rows the other trace does not have."""
-        assert self.meeting is not None
-        return self.meeting.missing_TL[rows].T
 
     def findings(self) -> list[str]:
         """The comparison in sentences."""
-        if self.meeting is None:
+        if self.difference is None:
             return [self.apart]
-        labels, parted_T = layer_labels(self.trace.layers), self.meeting.first_T
-        seen = int(self.meeting.seen_TL.any(axis=1).sum())
-        agreement_L = _shares(self.meeting.slots_TL - self.meeting.missing_TL, self.meeting.slots_TL)
-        parted = int((parted_T >= 0).sum())
-        if not parted:
-            return [f"Both traces send all {seen:,} tokens to the same experts in every layer."]
-        lowest = int(np.nanargmin(agreement_L))
-        return [
-            f"{parted:,} of {seen:,} tokens ({100 * parted / max(seen, 1):.1f} %) go to other experts in "
-            f"“{self.names[1]}” in at least one layer; the first to differ is layer "
-            f"{labels[int(parted_T[parted_T >= 0].min())]}.",
-            f"The traces agree least in layer {labels[lowest]}: {100 * agreement_L[lowest]:.1f} % of the experts are "
-            f"the same; over all layers it is {100 * float(np.nanmean(agreement_L)):.1f} %.",
-        ]
+        return [f"Against “{self.names[1]}”: {self.difference.verdict}", *self.difference.notes]
 
     def content(self, detail: Detail) -> dict[str, Any]:
         """The comparison as data for the page."""
@@ -82,57 +43,71 @@ class Comparison:
             "names": list(self.names),
             "titles": [_title(self.trace), _title(self.other)],
             "load": pack_ratios(fair_ratio(self.other.load.double().numpy(), self.other.num_experts), np.uint16),
-            "table": [line.as_json() for line in self.table],
+            "table": as_lines(self.table),
             "apart": self.apart,
         }
-        if self.meeting is None:
+        if self.difference is None:
             return content
-        meeting, parted_T = self.meeting, self.meeting.first_T
-        seen_L, seen = meeting.seen_TL.sum(axis=0), int(meeting.seen_TL.any(axis=1).sum())
-        same_TL = meeting.seen_TL & (meeting.missing_TL == 0)
-        first_L = np.bincount(parted_T[parted_T >= 0], minlength=self.trace.num_layers)
+        layers, tokens = self.difference.layers, self.difference.tokens
         return content | {
-            "tokens": seen,
-            "agreement": _plain(_shares(meeting.slots_TL - meeting.missing_TL, meeting.slots_TL)),
-            "identical": _plain(same_TL.sum(axis=0) / seen_L.clip(min=1)),
-            "first": _plain(first_L / max(seen, 1)),
-            "parted": int((parted_T >= 0).sum()),
-            "parting": self._parting(parted_T, detail.parting_tokens),
+            "tokens": tokens,
+            "agreement": [short(layer.agreement) for layer in layers],
+            "exact": [short(layer.exact) for layer in layers],
+            "first": [short(layer.first / max(tokens, 1)) for layer in layers],
+            "moved": [short(layer.weight_moved) for layer in layers],
+            "margin_same": [short(layer.margin_same) for layer in layers],
+            "margin_parted": [short(layer.margin_parted) for layer in layers],
+            "parted": round(self.difference.tokens_differing * tokens) if tokens else 0,
+            "parting": self._parting(self.difference.extremes[: detail.parting_tokens]),
         }
 
-    def _parting(self, parted_T: Counts, at_most: int) -> list[dict[str, Any]]:
-        """The tokens that part in the lowest layers, by the smallest margin, in that order."""
+    def _parting(self, extremes: Sequence[TokenDifference]) -> list[dict[str, Any]]:
+        """Each of these tokens where it parts first: the experts of both traces, and by what margin."""
         assert isinstance(self.trace, Trace) and isinstance(self.other, Trace)
-        rows = np.flatnonzero(parted_T >= 0)
-        margins = self._margins(rows, parted_T[rows])
-        order = np.lexsort((rows, np.nan_to_num(margins, nan=np.inf), parted_T[rows]))[:at_most]
-        rows, margins = rows[order], margins[order]
-        texts = token_texts(self.trace, rows, self.decode)
+        texts = token_texts(self.trace, np.array([token.row for token in extremes], np.int64), self.decode)
+        layers = [self.trace.layers.index(token.first_layer) for token in extremes]
+        margin = self._margins([token.row for token in extremes], layers)
         parting = []
-        for row, text, margin in zip(rows.tolist(), texts, margins.tolist(), strict=True):
-            layer = int(parted_T[row])
-            here, there = (
-                {expert for expert in trace.indices[row, layer].tolist() if expert >= 0} for trace in (self.trace, self.other)
-            )
+        for number, (token, layer) in enumerate(zip(extremes, layers, strict=True)):
+            here, there = _experts(self.trace, token.row, layer), _experts(self.other, token.other_row, layer)
             parting.append(
                 {
-                    "row": row,
-                    "text": text,
+                    "row": token.row,
+                    "text": texts[number],
                     "layer": layer,
-                    "margin": None if np.isnan(margin) else float(f"{margin:.4g}"),
+                    "layers": token.layers_differing,
+                    "agreement": short(token.agreement),
+                    "margin": short(margin[number]),
                     "here": sorted(here - there),
                     "there": sorted(there - here),
                 }
             )
         return parting
 
-    def _margins(self, rows: Rows, layer_R: Counts) -> npt.NDArray[np.float64]:
-        """The gap at the edge of the selection, in the layer where each row parts; NaN without logits."""
+    def _margins(self, rows: Sequence[int], layers: Sequence[int]) -> list[float | None]:
+        """The gap at the edge of the choice of each row, in one layer each; None without logits."""
         assert isinstance(self.trace, Trace)
-        if self.trace.logits is None or not len(rows):
-            return np.full(len(rows), np.nan)
-        logits_RE = self.trace.logits[rows, layer_R].float()
-        return edge_gaps(logits_RE, self.trace.indices[rows, layer_R].long()).double().numpy()
+        if self.trace.logits is None or not rows:
+            return [None] * len(rows)
+        kept, place = np.unique(rows, return_inverse=True)
+        mask_T = torch.zeros(self.trace.num_tokens, dtype=torch.bool)
+        mask_T[torch.from_numpy(kept)] = True
+        part = self.trace.select(tokens=mask_T)
+        of_layer = {layer: margins(part, layer) for layer in set(layers)}
+        return [of_layer[layer][at].item() for layer, at in zip(layers, place.tolist(), strict=True)]
+
+    def unshared(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """``[L, T]``: how many experts of each of these rows the other trace does not have; 0 for rows not compared."""
+        assert isinstance(self.trace, Trace) and isinstance(self.other, Trace)
+        pairs = align(self.trace, self.other)
+        other_row = np.full(self.trace.num_tokens, -1, np.int64)
+        other_row[pairs.first.numpy()] = pairs.second.numpy()
+        here_TLK = self.trace.indices[rows].numpy().astype(np.int64)
+        there_TLK = self.other.indices[other_row[rows].clip(0)].numpy().astype(np.int64)
+        found_TLK = (here_TLK[..., None] == there_TLK[:, :, None, :]).any(axis=3)
+        seen_TL1 = ((there_TLK >= 0).any(axis=2) & (other_row[rows] >= 0)[:, None])[..., None]
+        count: npt.NDArray[np.int64] = ((here_TLK >= 0) & ~found_TLK & seen_TL1).sum(axis=2).T
+        return count
 
 
 def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], decode: Decode | None) -> Comparison:
@@ -143,11 +118,17 @@ def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], 
     """
     if trace.num_experts != other.num_experts:
         raise ValueError(
-            f"The traces have {_shape(trace)} and {_shape(other)}; only traces of one model's layers can be compared."
+            f"The traces have {_shape(trace)} and {_shape(other)}; only traces of the same layers can be compared."
         )
-    apart = _apart(trace, other)
-    meeting = None if apart else _meeting(trace, other)
-    return Comparison(trace, other, names, decode, layer_figures(other, None), meeting, apart)
+    difference, apart = None, ""
+    if isinstance(trace, Loads) or isinstance(other, Loads):
+        apart = "Only the loads are compared: there are no tokens in a trace of counts."
+    else:
+        try:
+            difference = diff(trace, other, extremes=LEVELS[0].parting_tokens)
+        except ValueError as error:
+            apart = f"Only the loads are compared. {error}"
+    return Comparison(trace, other, names, decode, layer_table(other), difference, apart)
 
 
 def _shape(trace: Trace | Loads) -> str:
@@ -155,41 +136,9 @@ def _shape(trace: Trace | Loads) -> str:
     return f"{trace.num_layers} layers of {' and '.join(map(str, experts))} experts"
 
 
-def _apart(trace: Trace | Loads, other: Trace | Loads) -> str:
-    """Why the traces can't be compared token by token; empty where they can."""
-    if isinstance(trace, Loads) or isinstance(other, Loads):
-        return "Only the loads are compared: there are no tokens in a trace of counts."
-    if trace.num_tokens != other.num_tokens:
-        sizes = f"{trace.num_tokens:,} and {other.num_tokens:,}"
-        return f"Only the loads are compared: the traces have different numbers of tokens, {sizes}."
-    if trace.token_ids is not None and other.token_ids is not None:
-        real_T = (trace.token_mask & other.token_mask).numpy()
-        different = int((trace.token_ids.numpy() != other.token_ids.numpy())[real_T].sum())
-        if different:
-            return f"Only the loads are compared: {different:,} of {trace.num_tokens:,} tokens are not the same."
-    return ""
-
-
-def _meeting(trace: Trace, other: Trace) -> Meeting:
-    missing_TL = np.zeros((trace.num_tokens, trace.num_layers), np.int64)
-    for start in range(0, trace.num_tokens, CHUNK):
-        rows = slice(start, start + CHUNK)
-        here_TLK, there_TLK = trace.indices[rows].numpy(), other.indices[rows].numpy()
-        found_TLK = np.zeros(here_TLK.shape, bool)
-        for slot in range(there_TLK.shape[2]):
-            found_TLK |= here_TLK == there_TLK[:, :, slot, None]
-        missing_TL[rows] = ((here_TLK >= 0) & ~found_TLK).sum(axis=2)
-    return Meeting(missing_TL, (trace.indices >= 0).sum(dim=2).numpy())
-
-
-def _shares(part_TL: Counts, whole_TL: Counts) -> npt.NDArray[np.float64]:
-    """Sums over the tokens, one as a share of the other; NaN in a layer without any."""
-    whole_L = whole_TL.sum(axis=0)
-    return np.where(whole_L > 0, part_TL.sum(axis=0) / whole_L.clip(min=1), np.nan)
-
-
-def _plain(values: npt.NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(f"{value:.6g}") for value in values.tolist()]
+def _experts(trace: Trace, row: int, layer: int) -> set[int]:
+    """The experts of one token in one layer."""
+    return {int(expert) for expert in trace.indices[row, layer] if expert >= 0}
 
 
 def _title(trace: Trace | Loads) -> str:

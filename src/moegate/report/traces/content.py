@@ -7,20 +7,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from moegate.metrics import domain_nmi
 from moegate.report.content import package_version
 from moegate.report.inside import coactivation
 from moegate.report.packing import pack_ratios
-from moegate.report.traces.detail import Detail
 from moegate.report.traces.compared import Comparison
-from moegate.report.traces.figures import Bins, fair_ratio, load_by, over_phases, over_positions, over_recording
-from moegate.report.traces.layers import LayerFigures, layer_figures, pair_counts
+from moegate.report.traces.detail import Detail
+from moegate.report.traces.figures import (
+    Bins,
+    as_lines,
+    fair_ratio,
+    load_by,
+    over_phases,
+    over_positions,
+    over_recording,
+    pair_counts,
+)
 from moegate.report.traces.names import layer_labels
 from moegate.report.traces.sentences import findings
-from moegate.report.traces.views import Decode, Differs, token_views
+from moegate.report.traces.views import Decode, token_views
 from moegate.report.wording import describe_rule, describe_software
-from moegate.trace.loads import Loads
-from moegate.trace.trace import Trace
+from moegate.trace import LayerStatistics, Loads, Trace, layer_table
 
 __all__ = ["Figures", "build_content", "count"]
 
@@ -33,9 +42,10 @@ class Figures:
     """What is counted once, over all tokens, however much of it a page has room for."""
 
     labels: list[str]
-    table: Sequence[LayerFigures]
+    table: Sequence[LayerStatistics]
     load_LE: Array
     domain_load_NLE: Counts | None = None
+    nmi: Sequence[float] | None = None
     pairs_LEE: Counts | None = None
     positions: Bins | None = None
     phases: Bins | None = None
@@ -43,15 +53,16 @@ class Figures:
 
 def count(trace: Trace | Loads) -> Figures:
     """All figures of a trace that do not depend on the room on the page."""
-    labels, load_LE = layer_labels(trace.layers), trace.load.double().numpy()
+    labels, load_LE, table = layer_labels(trace.layers), trace.load.double().numpy(), layer_table(trace)
     if isinstance(trace, Loads):
-        return Figures(labels, layer_figures(trace, None), load_LE)
-    domains = None
+        return Figures(labels, table, load_LE)
+    domains, nmi = None, None
     if trace.domain_ids is not None and trace.domains:
         domains = load_by(trace, trace.domain_ids.numpy().astype(np.int64), len(trace.domains))
+    if domains is not None and len(trace.domains) > 1:
+        nmi = [domain_nmi(torch.from_numpy(domains[:, layer])) for layer in range(trace.num_layers)]
     pairs = pair_counts(trace) if trace.top_k > 1 else None
-    table = layer_figures(trace, domains if len(trace.domains) > 1 else None)
-    return Figures(labels, table, load_LE, domains, pairs, over_positions(trace), over_phases(trace))
+    return Figures(labels, table, load_LE, domains, nmi, pairs, over_positions(trace), over_phases(trace))
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,12 @@ def build_content(subject: Subject, detail: Detail) -> dict[str, Any]:
     """The page's data at one level of detail."""
     trace, figures = subject.trace, subject.figures
     comparison = subject.comparison
-    differs = comparison.differs if comparison is not None and comparison.meeting is not None else None
-    views, texts, cut = ([], [], False) if isinstance(trace, Loads) else token_views(trace, subject.decode, detail, differs)
+    differs = comparison.unshared if comparison is not None and comparison.difference is not None else None
+    views: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    cut = False
+    if isinstance(trace, Trace):
+        views, texts, cut = token_views(trace, subject.decode, detail, differs)
     return {
         "title": subject.title,
         "version": package_version(),
@@ -95,7 +110,7 @@ def _run(trace: Trace | Loads, figures: Figures, detail: Detail) -> dict[str, An
         "layer_experts": list(trace.num_experts) if len(set(trace.num_experts)) > 1 else None,
         "layers": figures.labels,
         "modules": list(trace.layers),
-        "table": [line.as_json() for line in figures.table],
+        "table": as_lines(figures.table, figures.nmi),
         "final_load": pack_ratios(fair_ratio(figures.load_LE, trace.num_experts), np.uint16),
     }
     if isinstance(trace, Loads):
@@ -158,7 +173,7 @@ def tiles(trace: Trace | Loads, figures: Figures) -> dict[str, Any]:
         "layers": trace.num_layers,
         "experts": sorted(set(trace.num_experts)),
         "assignments": float(figures.load_LE.sum()),
-        "dead": sum(line.dead for line in figures.table),
+        "dead": sum(line.dead_experts for line in figures.table),
     }
     if isinstance(trace, Trace):
         numbers |= {"tokens": int(trace.token_mask.sum()), "top_k": trace.top_k}

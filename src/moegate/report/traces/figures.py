@@ -1,15 +1,26 @@
 """What the page counts in a trace beyond its loads: assignments by the tokens' place, phase and position."""
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from moegate.trace import Trace
-from moegate.trace.trace import PHASES
+from moegate.trace import PHASES, LayerStatistics, Trace, coactivation
 
-__all__ = ["Bins", "fair_ratio", "load_by", "over_phases", "over_positions", "over_recording"]
+__all__ = [
+    "Bins",
+    "as_lines",
+    "fair_ratio",
+    "load_by",
+    "over_phases",
+    "over_positions",
+    "over_recording",
+    "pair_counts",
+    "short",
+]
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -53,7 +64,7 @@ def over_recording(trace: Trace, windows: int) -> Bins:
     place_T = np.cumsum(real_T) - 1
     group_T = np.where(real_T, place_T * windows // max(total, 1), -1)
     edges = [-(-number * total // windows) for number in range(windows + 1)]
-    words = [f"Tokens {first:,} to {last - 1:,}" for first, last in zip(edges, edges[1:], strict=False)]
+    words = [f"Tokens {first:,} to {last - 1:,}" for first, last in pairwise(edges)]
     return Bins(tuple(map(str, edges[:-1])), tuple(words), load_by(trace, group_T, windows))
 
 
@@ -103,3 +114,28 @@ def positions(trace: Trace) -> Counts | None:
     position_T = np.full(trace.num_tokens, -1, np.int64)
     position_T[order] = np.arange(len(order)) - np.repeat(starts, lengths)
     return position_T
+
+
+def pair_counts(trace: Trace) -> Counts:
+    """``[L, E, E]``: tokens that went to both experts, symmetric; 0 on the diagonal."""
+    width = max(trace.num_experts, default=0)
+    counts = np.zeros((trace.num_layers, width, width), np.int64)
+    for layer, num_experts in enumerate(trace.num_experts):
+        counts[layer, :num_experts, :num_experts] = coactivation(trace, layer).fill_diagonal_(0).numpy()
+    return counts
+
+
+def as_lines(table: Sequence[LayerStatistics], nmi: Sequence[float] | None = None) -> list[dict[str, Any]]:
+    """The table of layers as JSON values to six figures, with the information about the domain where it is known."""
+    lines = []
+    for layer, row in enumerate(table):
+        line = row.to_dict() | {"nmi": None if nmi is None else nmi[layer]}
+        lines.append({name: short(value) for name, value in line.items()})
+    return lines
+
+
+def short(value: Any) -> Any:
+    """A number to six figures, None where it is not finite; any other value as it is."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

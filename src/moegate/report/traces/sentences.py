@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moegate.trace.loads import Loads
-from moegate.trace.trace import Trace
+from moegate.trace import LayerStatistics, Loads, Trace
 
 if TYPE_CHECKING:
     from moegate.report.traces.content import Figures
-    from moegate.report.traces.layers import LayerFigures
 
 __all__ = ["findings"]
 
@@ -33,8 +31,8 @@ def findings(trace: Trace | Loads, figures: "Figures") -> list[str]:
     ]
 
 
-def _balance(known: "Sequence[tuple[str, LayerFigures]]") -> list[str]:
-    violations = [(line.max_violation or 0.0, label, line) for label, line in known]
+def _balance(known: Sequence[tuple[str, LayerStatistics]]) -> list[str]:
+    violations = [(line.max_violation, label, line) for label, line in known]
     worst, label, line = max(violations, key=lambda entry: entry[0])
     typical = median(violation for violation, _, _ in violations)
     if worst <= _EVEN:
@@ -43,23 +41,26 @@ def _balance(known: "Sequence[tuple[str, LayerFigures]]") -> list[str]:
     words = f"The load is most uneven in layer {label}: expert {busiest} gets {1 + worst:.2f} × its fair share"
     if len(known) > 1:
         words += f" (MaxVio {worst:.2f}; the median of the layers is {typical:.2f})"
-    used = [(line.effective_experts or 0.0) / line.num_experts for _, line in known]
+    used = [line.effective_experts / line.num_experts for _, line in known]
     narrowest = int(np.argmin(used))
     label, line = known[narrowest]
     return [
         words + ".",
-        f"Effective experts: {(line.effective_experts or 0):.1f} of {line.num_experts} in layer {label}"
+        f"Effective experts: {line.effective_experts:.1f} of {line.num_experts} in layer {label}"
         + (f", the fewest; {_percent(median(used))} of a layer's experts at the median." if len(known) > 1 else "."),
     ]
 
 
-def _dead(known: "Sequence[tuple[str, LayerFigures]]", trace: Trace | Loads) -> list[str]:
-    dead = sum(line.dead for _, line in known)
+def _dead(known: Sequence[tuple[str, LayerStatistics]], trace: Trace | Loads) -> list[str]:
+    dead = sum(line.dead_experts for _, line in known)
     total = sum(line.num_experts for _, line in known)
     if not dead:
         return [f"Every one of the {total:,} experts was used."]
-    label, line = max(known, key=lambda entry: entry[1].dead)
-    words = f"{dead:,} of {total:,} experts got no token, most of them in layer {label} ({line.dead} of {line.num_experts})."
+    label, line = max(known, key=lambda entry: entry[1].dead_experts)
+    words = (
+        f"{dead:,} of {total:,} experts got no token, most of them in layer {label} "
+        f"({line.dead_experts} of {line.num_experts})."
+    )
     if min(line.assignments / line.num_experts for _, line in known) < _ENOUGH:
         words += " With so few tokens an expert may be idle by chance: record more before calling it dead."
     return [words]
@@ -69,7 +70,8 @@ def _unused(figures: "Figures") -> list[str]:
     silent = [label for label, line in zip(figures.labels, figures.table, strict=True) if not line.assignments]
     if not silent:
         return []
-    return [f"No token was seen in {len(silent)} of {len(figures.labels)} layers: {', '.join(silent[:8])}{' …' if len(silent) > 8 else ''}."]
+    listed = ", ".join(silent[:8]) + (" …" if len(silent) > 8 else "")
+    return [f"No token was seen in {len(silent)} of {len(figures.labels)} layers: {listed}."]
 
 
 def _domains(trace: Trace | Loads, figures: "Figures") -> list[str]:
@@ -78,7 +80,7 @@ def _domains(trace: Trace | Loads, figures: "Figures") -> list[str]:
         return []
     share_NLE = load_NLE / load_NLE.sum(axis=2, keepdims=True).clip(min=1)
     lift_NLE = share_NLE * np.array(trace.num_experts)[:, None] * (load_NLE >= _ENOUGH)
-    nmi = [(line.nmi or 0.0, label) for label, line in zip(figures.labels, figures.table, strict=True)]
+    nmi = zip(np.nan_to_num(figures.nmi or [0.0]), figures.labels, strict=False)
     most, label = max(nmi, key=lambda entry: entry[0])
     sentences = [f"Experts tell most about the domain in layer {label} (NMI {most:.3f})."]
     if lift_NLE.any():

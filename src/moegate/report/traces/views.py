@@ -53,7 +53,8 @@ def token_views(
     slots = min(detail.slots, trace.top_k)
     longest = max(MIN_LENGTH, detail.assignments // (len(starts) * trace.num_layers * max(slots, 1)))
     longest = min(MAX_LENGTH, longest)
-    views, texts = [], []
+    views: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
     for name, rows in starts:
         views.append({"text": len(texts), **_view(trace, rows[:longest], slots, differs)})
         texts.append({"domain": name, "tokens": token_texts(trace, rows[:longest], decode), "pictures": []})
@@ -74,8 +75,7 @@ def _documents(trace: Trace) -> list[tuple[str, Rows]]:
     for document, place in zip(documents.tolist(), first.tolist(), strict=True):
         by_domain.setdefault(int(domain_R[place]), []).append(document)
     chosen = _in_turns(list(by_domain.items()), MAX_VIEWS)
-    named = [(_name(trace, domain, f"document {document}"), rows[document_R == document]) for domain, document in chosen]
-    return named
+    return [(_name(trace, domain, f"document {document}"), rows[document_R == document]) for domain, document in chosen]
 
 
 def _of_domains(trace: Trace, rows: Rows) -> list[tuple[str, Rows]]:
@@ -89,7 +89,9 @@ def _of_domains(trace: Trace, rows: Rows) -> list[tuple[str, Rows]]:
 
 def _in_turns(groups: list[tuple[int, list[int]]], at_most: int) -> list[tuple[int, int]]:
     """The first of each group, then the second of each, and so on; in the order of the groups at the end."""
-    ranked = sorted((place, domain, member) for domain, members in groups for place, member in enumerate(members[:at_most]))
+    ranked = sorted(
+        (place, domain, member) for domain, members in groups for place, member in enumerate(members[:at_most])
+    )
     return sorted((domain, member) for _, domain, member in ranked[:at_most])
 
 
