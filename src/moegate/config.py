@@ -23,18 +23,20 @@ from moegate.config_names import (
     TORCHTITAN_NAMES,
     UNLESS_FALSE,
 )
+from moegate.extra import Extra, NullExperts, SharedWeights
 from moegate.model_types import MODEL_TYPES, OWN_NAMES, PARTS, SCORING_WORDS
 from moegate.noise import InputJitter
 from moegate.parts import check_integer, check_number, did_you_mean
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Score, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
-from moegate.selection import GroupedTopK, Selection, SparseMixer, TopK
+from moegate.selection import GroupedTopK, ProductKeyTopK, Selection, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 __all__ = ["ALIASES", "MODEL_TYPES", "rule_from_config"]
 
 _TORCHTITAN = {"scoring_func": "sigmoid", "norm_topk_prob": False, "topk_method": "noaux_tc"}
 _GENERATION_TOP_K = 50
+_INKLING_SHARED = 2
 
 _SCORES: dict[str, Score] = {
     "softmax": Softmax(),
@@ -80,6 +82,7 @@ def rule_from_config(config: Any) -> RoutingRule:
         noise=_noise(names),
         capacity=_capacity(names),
         rank_by=names.get("rank_by", "logits"),
+        extra=_extra(names, values),
     )
     if "num_experts" in names:
         rule.check(names["num_experts"])
@@ -245,6 +248,8 @@ def _selection(names: Mapping[str, Any]) -> Selection:
     top_k = names["num_experts_per_tok"]
     if names.get("selection") == "sparse_mixer":
         return SparseMixer(top_k, epsilon=float(names.get("router_jitter_noise", SparseMixer.epsilon)))
+    if names.get("selection") == "product_keys":
+        return ProductKeyTopK(top_k)
     num_groups, method = names.get("n_group", 1), names.get("topk_method")
     if num_groups == 1 or method == "greedy":
         return TopK(top_k)
@@ -279,6 +284,13 @@ def _weighting(names: Mapping[str, Any]) -> Weighting:
         scale=float(names.get("routed_scaling_factor", 1.0)),
         apply_to="input" if names.get("score_before_experts", False) else "output",
     )
+
+
+def _extra(names: Mapping[str, Any], values: Mapping[str, Any]) -> Extra | None:
+    """Other model types have shared experts too, without logits."""
+    if names.get("extra") == "shared_weights":
+        return SharedWeights(values.get("n_shared_experts", _INKLING_SHARED))
+    return NullExperts(1) if names.get("extra") == "null_expert" else None
 
 
 def _noise(names: Mapping[str, Any]) -> InputJitter | None:

@@ -19,10 +19,8 @@ from moegate.hf.logits import gate_logits
 TOLERANCE = 1e-6
 SEEDS = range(2)
 
-# What these routers return beside weights and indices are probabilities.
-NO_RAW_LOGITS = {"gemma4", "diffusion_gemma"}
-# A zero of the weight stands for no expert.
-SKIPS = {"zaya"}
+# These routers return probabilities, or the keys of a pair apart.
+NO_RAW_LOGITS = {"gemma4", "diffusion_gemma", "doge"}
 
 
 def family_of(name):
@@ -45,21 +43,23 @@ def routed(layer, logits, seen):
 
 def assert_same(layer, seen, routing, name):
     theirs, ours = seen.weights, spread(routing.expert_index, routing.weights, layer.num_experts)
-    if family_of(name) in SKIPS:
-        theirs = theirs.masked_fill(theirs == 0, float("nan"))
     different = (ours.isnan() != theirs.isnan()).any(-1)
     assert not different.any(), f"{layer.name}: {int(different.sum())} of {len(different)} tokens go elsewhere"
-    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=0.0, equal_nan=True)
-    in_order = "sorted=False" not in inspect.getsource(type(layer.gate)) and family_of(name) not in SKIPS
-    if seen.index is not None and in_order:
+    if name != "doge":  # whose weights a test of its own sees
+        torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=0.0, equal_nan=True)
+    if seen.index is not None and "sorted=False" not in inspect.getsource(type(layer.gate)):
         assert torch.equal(routing.expert_index, seen.index), f"{layer.name}: another order"
 
 
-def assert_raw_logits(seen, logits):
+def assert_raw_logits(seen, logits, num_experts):
     """Bit for bit what the router returns as its logits."""
     tensors = [value for value in seen.returned if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    candidates = [tensor for tensor in tensors if tensor.numel() == logits.numel()]
-    assert any(torch.equal(tensor.reshape(logits.shape).float(), logits.float()) for tensor in candidates)
+    # Inkling keeps the logits of its shared experts to itself.
+    candidates = [tensor for tensor in tensors if tensor.shape[-1] >= num_experts]
+    assert any(
+        torch.equal(tensor.reshape(len(logits), -1).float(), logits[:, : tensor.shape[-1]].float())
+        for tensor in candidates
+    )
 
 
 def assert_parity(name, training=False, **changes):
@@ -77,7 +77,7 @@ def assert_parity(name, training=False, **changes):
                     routing = routed(layer, logits, seen)
                     assert_same(layer, seen, routing, name)
                     if family_of(name) not in NO_RAW_LOGITS:
-                        assert_raw_logits(seen, logits)
+                        assert_raw_logits(seen, logits, layer.num_experts)
                     results.append((layer, seen, logits, routing))
     return results
 
@@ -155,6 +155,8 @@ def test_with_other_settings(name, top_k, wanted):
         ("ernie4_5_moe", {"moe_norm_min": 0.4}),
         ("ernie4_5_vl_moe", {"moe_norm_min": 0.4}),
         ("hunyuan_v1_moe", {"moe_topk": [1, 2, 3, 4]}),
+        ("doge", {"norm_topk_prob": True, "num_experts_per_tok": 5}),
+        ("inkling", {"n_shared_experts": 3}),
         ("inkling2", {"scoring_func": "sqrtsoftplus"}),
         ("laguna", {"moe_router_logit_softcapping": 0.5}),
         ("lfm2_moe", {"use_expert_bias": False}),
@@ -293,6 +295,41 @@ def test_switch_transformers_drops_what_an_expert_has_no_room_for():
     kept = torch.stack([torch.tensor([int(e) not in row[:t] for t, e in enumerate(row)]) for row in wanted.tolist()])
     assert torch.equal(~seen.weights.isnan().all(-1).view(2, 12), kept)
     assert not kept.all()
+
+
+def test_inkling_weighs_its_shared_experts_with_the_others():
+    for layer, seen, _, routing in assert_parity("inkling", n_shared_experts=3, route_scale=1.7):
+        torch.testing.assert_close(routing.shared_weights, seen.returned[3], rtol=TOLERANCE, atol=0.0)
+        assert layer.rule.extra == moegate.extra.SharedWeights(3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_topk_prob": True, "num_experts_per_tok": 5}], ids=str)
+def test_doge_weighs_pairs_of_keys(changes):
+    # Its weights are nowhere passed on; they show in what the block returns.
+    layer, hidden = moe_layers(tiny_model("doge", **changes))[0], torch.randn(2, 12, 32)
+    with torch.no_grad():
+        block, tokens = layer.block, hidden.view(-1, 32)
+        routing = moegate.route(gate_logits(layer, hidden), layer.rule)
+        read = (block.down_embed(routing.expert_index) @ tokens[:, :, None]).squeeze(-1)
+        written = (block.act_fn(read) * routing.weights)[:, None] @ block.up_embed(routing.expert_index)
+        shared = block.down_proj(block.act_fn(block.gate_proj(tokens)) * block.up_proj(tokens))
+        torch.testing.assert_close(written.squeeze(1) + shared, block(hidden)[0].view(-1, 32), rtol=1e-5, atol=1e-6)
+
+
+def test_zaya_skips():
+    results = assert_parity("zaya")
+    skipped = torch.cat([routing.expert_index.flatten() < 0 for _, _, _, routing in results])
+    assert not skipped.all()
+    for layer in moe_layers(model := tiny_model("zaya")):
+        layer.bias[-1] = 0.3
+    layers = moe_layers(model)
+    with watched(layers) as calls, torch.no_grad():
+        model(**tiny_inputs("zaya"))
+    routings = []
+    for layer, (seen,) in zip(layers, calls, strict=True):
+        routings.append(moegate.route(gate_logits(layer, *seen.args, **seen.kwargs), layer.rule, bias=layer.bias))
+        assert_same(layer, seen, routings[-1], "zaya")
+    assert any((routing.expert_index < 0).any() for routing in routings)
 
 
 def test_nllb_moe_runs_two_experts_only():
