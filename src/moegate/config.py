@@ -90,16 +90,15 @@ def rule_from_config(config: Any) -> RoutingRule:
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
-    if isinstance(config, Mapping):
-        return dict(config)
-    if not hasattr(config, "to_dict"):
-        raise TypeError(
-            f"config must be a dict or have a to_dict(), as Hugging Face configurations do; got {config!r}."
-        )
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    values = dict(text_config.to_dict())
+    if not isinstance(config, Mapping):
+        if not hasattr(config, "to_dict"):
+            raise TypeError(
+                f"config must be a dict or have a to_dict(), as Hugging Face configurations do; got {config!r}."
+            )
+        config = (config.get_text_config() if hasattr(config, "get_text_config") else config).to_dict()
+    values = dict(config)
     part = values.get(PARTS.get(str(values.get("model_type")), ""))
-    return {**part, "model_type": values["model_type"]} if isinstance(part, dict) else values
+    return {**part, "model_type": values["model_type"]} if isinstance(part, Mapping) else values
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -294,9 +293,11 @@ def _extra(names: Mapping[str, Any], values: Mapping[str, Any]) -> Extra | None:
 
 
 def _noise(names: Mapping[str, Any]) -> InputJitter | None:
-    """SparseMixer's jitter is a distance between logits, and its noise has another name."""
-    name = "input_jitter_noise" if names.get("selection") == "sparse_mixer" else "router_jitter_noise"
-    return InputJitter(float(names[name])) if names.get(name) else None
+    """SparseMixer's ``router_jitter_noise`` is a distance between logits and no noise."""
+    epsilon = names.get("input_jitter_noise")
+    if not epsilon and names.get("selection") != "sparse_mixer":
+        epsilon = names.get("router_jitter_noise")
+    return InputJitter(float(epsilon)) if epsilon else None
 
 
 def _capacity(names: Mapping[str, Any]) -> Capacity | None:

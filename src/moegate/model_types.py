@@ -92,7 +92,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "step3p7": _SIGMOID_RENORMALIZED,
     "switch_transformers": {"scoring_func": "softmax", "norm_topk_prob": False, "num_experts_per_tok": 1},
     "unlimited_ocr_text": _SOFTMAX_PLAIN,
-    "zaya": {"scoring_func": "softmax", "norm_topk_prob": False, "extra": "null_expert"},
+    "zaya": {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy", "extra": "null_expert"},
 }
 """What a model's code does and its configuration does not say, by model type."""
 

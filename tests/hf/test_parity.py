@@ -99,6 +99,9 @@ def test_in_evaluation(name):
     ]
     # A bias that changed nothing would prove nothing.
     assert not biased or any(changed)
+    layer, row = results[0][0], results[0][0].row
+    if not (row.rule or row.scaled_after or row.hash_table) and name != "dots3_note vision":
+        assert moegate.RoutingRule.from_config(layer.config) == layer.rule
 
 
 # SparseMixer draws its experts: a test of its own sets the seed.
@@ -183,6 +186,31 @@ def test_with_settings_of_its_own(name, changes):
         "router_bias",
     }:
         assert layer.rule != default.rule
+
+
+def near_nothing(module, args, kwargs):
+    """Makes the logits of a gate small: its first column is what all tokens have in common."""
+    hidden = 0.1 * args[0]
+    hidden[..., 0] = 1.0
+    return (hidden, *args[1:]), kwargs
+
+
+@pytest.mark.parametrize("name", ["afmoe", "deepseek_v3", "flint", "inkling2", "kolibri1", "lfm2_moe", "muse_spark"])
+@pytest.mark.parametrize("shift", [-12.0, -25.0])
+def test_with_scores_near_nothing(name, shift):
+    # What is added to the sum that the weights are divided by shows.
+    model = tiny_model(name)
+    layers = moe_layers(model)
+    for layer in layers:
+        weight = layer.gate.get_parameter(layer.row.weight)
+        weight.data[:, 0] = shift / getattr(layer.gate, "output_multiplier", 1.0)
+        layer.gate.register_forward_pre_hook(near_nothing, with_kwargs=True)
+    with watched(layers) as calls, torch.no_grad():
+        model(**tiny_inputs(name))
+    for layer, (seen,) in zip(layers, calls, strict=True):
+        logits = gate_logits(layer, *seen.args)
+        assert logits.max() < shift / 2
+        assert_same(layer, seen, routed(layer, logits, seen), name)
 
 
 def twice(seed, one, other):
