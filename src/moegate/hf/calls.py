@@ -36,6 +36,7 @@ class Pass:
         args: its positional arguments.
         kwargs: its named arguments.
         past: the positions that its cache held before; None without a cache.
+        prepares: whether it is an encoder that runs by itself, before a decoder: the prefill of ``generate()``.
         outer: the pass that it is a part of; None for the outermost.
         received: what the experts of each layer received, by the layer's number, in order.
         logits: what the gates gave, likewise; empty unless asked for.
@@ -45,6 +46,7 @@ class Pass:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     past: int | None = None
+    prepares: bool = False
     outer: "Pass | None" = None
     received: dict[int, list[Received]] = field(default_factory=dict)
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -66,8 +68,9 @@ class _Running(threading.local):
 
 
 class _Follower:
-    def __init__(self, finished: Callable[[list[Pass]], None], failed: Callable[[], None]):
+    def __init__(self, encoders: set[nn.Module], finished: Callable[[list[Pass]], None], failed: Callable[[], None]):
         self.running = _Running()
+        self.encoders = encoders
         self.finished = finished
         self.failed = failed
 
@@ -81,6 +84,7 @@ class _Follower:
         if not running:
             self.running.done = []
         one = Pass(module, args, kwargs, outer=running[-1] if running else None)
+        one.prepares = one.outer is None and module in self.encoders
         cache = one.inputs.get("past_key_values") if args else kwargs.get("past_key_values")
         if cache is not None and hasattr(cache, "get_seq_length"):
             one.past = int(cache.get_seq_length())
@@ -131,9 +135,11 @@ def follow(
         failed: what to do when a forward raises; nothing that it has seen is passed on.
         logits: also take what the gates give.
     """
-    follower = _Follower(finished, failed)
+    models = _models(model, layers)
+    encoders = {module for path, module in models.items() if path.rpartition(".")[2] == "encoder"}
+    follower = _Follower(encoders, finished, failed)
     handles: list[RemovableHandle | Handles] = []
-    for module in _models(model, layers):
+    for module in models.values():
         handles.append(module.register_forward_pre_hook(_uncompiled(follower.enter), with_kwargs=True))
         handles.append(module.register_forward_hook(_uncompiled(follower.leave), always_call=True))
     for number, layer in enumerate(layers):
@@ -160,7 +166,7 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _models(model: nn.Module, layers: list[MoELayer]) -> list[nn.Module]:
+def _models(model: nn.Module, layers: list[MoELayer]) -> dict[str, nn.Module]:
     """The modules around the layers that are models by themselves: those of transformers, and what wraps them."""
     from transformers import PreTrainedModel
 
@@ -169,7 +175,7 @@ def _models(model: nn.Module, layers: list[MoELayer]) -> list[nn.Module]:
     around = {path: module for path, module in model.named_modules() if path in paths}
     models = {path for path, module in around.items() if isinstance(module, PreTrainedModel)}
     wrappers = {path for path in around if any(_within(inner, path) for inner in models)} if models else {""}
-    return [module for path, module in around.items() if path in models | wrappers]
+    return {path: module for path, module in around.items() if path in models | wrappers}
 
 
 def _within(inner: str, outer: str) -> bool:

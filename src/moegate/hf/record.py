@@ -1,6 +1,7 @@
 """``record``: the experts that every token of a model really goes to, while it runs."""
 
 import importlib.metadata
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +106,7 @@ class Recording:
         self._started = False
         self._written = False
         self._handles = Handles()
+        self._lock = threading.Lock()  # DataParallel runs a forward in every thread
         self._counter = Counter(self.layers, self.num_experts)
         self._rows = None if types is None else RowMaker(self.layers, self.num_experts, types)
         folder = None if output is None else output.parent
@@ -179,7 +181,8 @@ class Recording:
     def domain(self, value: str | Sequence[str] | None) -> None:
         if self._rows is None:
             raise ValueError("mode='statistics' keeps no domains: use record(model, mode='trace').")
-        if value is not None and not (isinstance(value, str) or all(isinstance(name, str) for name in value)):
+        names = [value] if isinstance(value, str) else value
+        if names is not None and not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
             raise TypeError(f"domain must be a name, a name for each sequence, or None, got {value!r:.200}.")
         self._rows.domain = value
 
@@ -191,15 +194,16 @@ class Recording:
         blocks = [block for one in passes for block in blocks_of(one, self.layers)]
         if not blocks:
             return
-        # All rows are made before the first is kept, so that an error leaves no half of a call behind.
-        chunks = [] if self._rows is None else [self._rows.chunk(block, self.num_calls) for block in blocks]
-        for block in blocks:
-            self._counter.add(block)
-        for chunk in chunks:
-            assert self._columns is not None
-            self._columns.append(chunk)
-        self.num_calls += 1
-        self._counter.num_calls += 1
+        with self._lock:
+            # All rows are made before the first is kept, so that an error leaves no half of a call behind.
+            chunks = [] if self._rows is None else [self._rows.chunk(block, self.num_calls) for block in blocks]
+            for block in blocks:
+                self._counter.add(block)
+            for chunk in chunks:
+                assert self._columns is not None
+                self._columns.append(chunk)
+            self.num_calls += 1
+            self._counter.num_calls += 1
 
     def _failed(self) -> None:
         self.num_failed += 1

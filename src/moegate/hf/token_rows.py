@@ -52,7 +52,7 @@ def token_rows(one: Pass) -> TokenRows | None:
 def phase_of(one: Pass, length: int) -> int:
     """Without a cache from the caller a plain forward; one token after others in the cache is decoding."""
     if one.past is None:
-        return _FORWARD
+        return _PREFILL if one.prepares else _FORWARD
     return _DECODE if one.past > 0 and length == 1 else _PREFILL
 
 
