@@ -3,6 +3,7 @@
 import importlib.metadata
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from moegate.hf.blocks import blocks_of
-from moegate.hf.calls import Pass, follow
+from moegate.hf.calls import Follower, Pass, forget_compiled, uncompiled
 from moegate.hf.layers import MoELayer, moe_layers
-from moegate.hf.received import Handles
+from moegate.hf.received import Handles, watch, watch_logits
 from moegate.hf.statistics import Counter, Statistics
 from moegate.hf.trace_rows import RowMaker, column_types
 from moegate.trace.file import check_output, described, load
@@ -126,8 +127,14 @@ class Recording:
         if self._started:
             raise RuntimeError("This recording has been started already: call record(...) again for another one.")
         self._started = True
-        logits = self._rows is not None and "logits" in self._rows.types
-        self._handles = follow(self._model, self._layers, self._finished, self._failed, logits)
+        forget_compiled()
+        follower = Follower(self._model, self._layers, self._finished, self._failed)
+        handles = [follower.handles]
+        for number, layer in enumerate(self._layers):
+            handles.append(watch(layer, uncompiled(partial(follower.saw, number))))
+            if self._rows is not None and "logits" in self._rows.types and layer.row.gate is not None:
+                handles.append(watch_logits(layer, uncompiled(partial(follower.saw_logits, number))))
+        self._handles = Handles(*handles)
 
     def stop(self) -> None:
         """Ends the recording, and writes its file if it has one; a second time it does nothing."""
