@@ -6,5 +6,6 @@ Importing it registers the experts implementation "moegate": ``model.set_experts
 import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
+from moegate.hf.upcycle import upcycle
 
-__all__ = ["MoELayer", "Swapped", "SwappedLayer", "moe_layers", "swap", "unswap"]
+__all__ = ["MoELayer", "Swapped", "SwappedLayer", "moe_layers", "swap", "unswap", "upcycle"]
