@@ -105,6 +105,12 @@ def test_diff_as_json_has_no_nan(files: Path) -> None:
     assert [row["first"] for row in values["layers"]] == [0, 10, 0]
 
 
+def test_diff_writes_a_page(files: Path) -> None:
+    shown = run("diff", files / "a.safetensors", files / "b.safetensors", "-o", files / "page.html")
+    assert shown.exit_code == 0, shown.output
+    assert "a and b" in (files / "page.html").read_text(encoding="utf-8")
+
+
 def test_diff_of_the_same(files: Path) -> None:
     shown = run("diff", files / "a.safetensors", files / "a.safetensors")
     assert "The same experts for each of the 60 tokens in each of the 3 layers." in said(shown)

@@ -16,7 +16,7 @@ from moegate.trace import diff as compare
 from moegate.trace.names import short_names
 
 EXAMPLES = (
-    "moegate diff bfloat16.safetensors float32.safetensors",
+    "moegate diff bfloat16.safetensors float32.safetensors --output page.html",
     "moegate diff train.safetensors vllm_response.json --tokens common-prefix --json",
 )
 """Calls that end the help of the verb."""
@@ -83,6 +83,7 @@ def diff(
     tokens: Annotated[
         Tokens, typer.Option(help="common-prefix: compare sequences up to the first token that differs.")
     ] = Tokens.same,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="An HTML page of both, to write.")] = None,
     show: Annotated[int, typer.Option("--show", help="How many of the tokens that differ most are listed.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -91,7 +92,12 @@ def diff(
     The order of a token's experts does not matter. With logits in a trace it says whether they part at close calls, as
     after rounding, or at clear choices.
     """
-    found = compare(read_trace(first), read_trace(second), common_prefix=tokens is Tokens.common_prefix, extremes=show)
+    a, b = read_trace(first), read_trace(second)
+    found = compare(a, b, common_prefix=tokens is Tokens.common_prefix, extremes=show)
+    if output is not None:
+        from moegate.report import write_trace_report
+
+        write_trace_report(a, output, b, title=f"{first.stem} and {second.stem}", names=(first.stem, second.stem))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
@@ -103,3 +109,5 @@ def diff(
         console.print(tokens_table(found))
     for note in found.notes:
         console.print(f"Note: {escape(note)}", highlight=False, style="yellow")
+    if output is not None:
+        console.print(f"Written to {escape(str(output))}", highlight=False, soft_wrap=True)
