@@ -19,7 +19,7 @@ from moegate.weighting import Weighting
 
 FUSED_IN_EVALUATION = {
     *("topk", "switch", "gshard", "noisy_topk", "mixtral", "qwen3_moe", "olmoe", "st_moe", "deepseek_v2"),
-    *("deepseek_v3", "deepseek_v4", "gpt_oss", "llama4", "gumbel_topk", "straight_through"),
+    *("deepseek_v3", "deepseek_v4", "gpt_oss", "zaya", "llama4", "gumbel_topk", "straight_through"),
 }
 FUSED_IN_TRAINING = FUSED_IN_EVALUATION - {"straight_through"}
 
@@ -62,6 +62,7 @@ COMPOSED = [
         False,
         "the kernel divides by the plain sum",
     ),
+    (moegate.recipes.inkling(), False, "the kernel weighs no shared experts"),
     (moegate.RoutingRule(estimator=StraightThrough()), True, "StraightThrough estimates a gradient"),
     (moegate.RoutingRule(estimator=Relaxed()), True, "Relaxed estimates a gradient"),
 ]

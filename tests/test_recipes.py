@@ -7,6 +7,7 @@ import moegate
 from moegate import recipes
 from moegate.capacity import Capacity
 from moegate.estimators import Relaxed, StraightThrough
+from moegate.extra import NullExperts, SharedWeights
 from moegate.noise import GumbelNoise, InputJitter, LearnedNoise
 from moegate.rule import RoutingRule
 from moegate.scoring import Constant, ReLU, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
@@ -46,6 +47,10 @@ PUBLISHED: dict[str, RoutingRule] = {
     "deepseek_v4": RoutingRule(TopK(6), score=SqrtSoftplus(), weighting=Weighting(renormalize=True, scale=1.5)),
     "gpt_oss": RoutingRule(TopK(4), score=SoftmaxSelected()),
     "phimoe": RoutingRule(SparseMixer(2, 0.01)),
+    "zaya": RoutingRule(TopK(1), extra=NullExperts(1)),
+    "inkling": RoutingRule(
+        TopK(6), score=Sigmoid(), weighting=Weighting(renormalize=True, scale=8.0), extra=SharedWeights(2)
+    ),
     "llama4": RoutingRule(TopK(1), score=Sigmoid(), weighting=Weighting(apply_to="input")),
     "expert_choice": RoutingRule(ExpertChoice(2.0, "batch"), score=Softmax()),
     "soft_moe": RoutingRule(SoftSlots(1, "sequence")),

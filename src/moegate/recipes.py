@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from moegate.capacity import Capacity
 from moegate.estimators import Relaxed, StraightThrough
+from moegate.extra import NullExperts, SharedWeights
 from moegate.noise import GaussianNoise, GumbelNoise, InputJitter, LearnedNoise
 from moegate.parts import did_you_mean
 from moegate.rule import RoutingRule
@@ -191,6 +192,34 @@ def phimoe(top_k: int = 2, *, epsilon: float = 1e-2) -> RoutingRule:
     return RoutingRule(selection=SparseMixer(top_k, epsilon))
 
 
+def zaya(top_k: int = 1) -> RoutingRule:
+    """ZAYA: softmax over the experts and one null class, biased top-1, not renormalised. Goes with a selection bias.
+
+    Example:
+        >>> zaya().extra
+        NullExperts(count=1)
+    """
+    return RoutingRule(selection=TopK(top_k), extra=NullExperts(1))
+
+
+def inkling(top_k: int = 6, *, num_shared: int = 2, scale: float = 8.0) -> RoutingRule:
+    """Inkling: sigmoid, biased top-6, renormalised over the chosen and the shared experts together, scaled.
+
+    Goes with ``MoE(..., num_shared_experts=num_shared)`` and a selection bias; its learned scale of all weights is an
+    ``expert_scale``.
+
+    Example:
+        >>> inkling().extra
+        SharedWeights(count=2)
+    """
+    return RoutingRule(
+        selection=TopK(top_k),
+        score=Sigmoid(),
+        weighting=Weighting(renormalize=True, scale=scale),
+        extra=SharedWeights(num_shared),
+    )
+
+
 def llama4(top_k: int = 1) -> RoutingRule:
     """Llama 4: top-1, sigmoid weight on the expert's *input*. Goes with one shared expert.
 
@@ -327,6 +356,8 @@ _RECIPES: tuple[Callable[..., RoutingRule], ...] = (
     deepseek_v4,
     gpt_oss,
     phimoe,
+    zaya,
+    inkling,
     llama4,
     expert_choice,
     soft_moe,

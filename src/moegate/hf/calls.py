@@ -138,7 +138,7 @@ def follow(
         handles.append(module.register_forward_hook(_uncompiled(follower.leave), always_call=True))
     for number, layer in enumerate(layers):
         handles.append(watch(layer, _of_layer(_uncompiled(follower.see), number)))
-        if logits:
+        if logits and layer.row.gate is not None:
             handles.append(watch_logits(layer, _of_layer(_uncompiled(follower.see_logits), number)))
     return Handles(*handles)
 
@@ -164,7 +164,8 @@ def _models(model: nn.Module, layers: list[MoELayer]) -> list[nn.Module]:
     """The modules around the layers that are models by themselves: those of transformers, and what wraps them."""
     from transformers import PreTrainedModel
 
-    paths = {path for layer in layers for path in _prefixes(layer.name)}
+    blocks = {layer.block for layer in layers}
+    paths = {outer for path, module in model.named_modules() if module in blocks for outer in _prefixes(path)}
     around = {path: module for path, module in model.named_modules() if path in paths}
     models = {path for path, module in around.items() if isinstance(module, PreTrainedModel)}
     wrappers = {path for path in around if any(_within(inner, path) for inner in models)} if models else {""}
@@ -175,6 +176,6 @@ def _within(inner: str, outer: str) -> bool:
     return not outer or inner.startswith(f"{outer}.")
 
 
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
     return [".".join(parts[:end]) for end in range(len(parts))]

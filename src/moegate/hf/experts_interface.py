@@ -7,6 +7,7 @@ module's own ``_apply_gate`` or ``act_fn`` between moegate's products elsewhere.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from moegate.ops.grouped_mm import grouped_mm
 from moegate.ops.mixture import mixture
 from moegate.ops.permute import permute
 from moegate.ops.permute.reference import wide_type
+from moegate.ops.transforms import is_transformed
 
 try:
     from transformers import activations
@@ -93,36 +95,85 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
 def _composed(
     experts: nn.Module, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """moegate's plan, products and ways around what the module does between them by itself."""
-    up, down = projections
-    transposed, has_bias = getattr(experts, "is_transposed", False), getattr(experts, "has_bias", False)
-    places = dispatch_plan(index_TK, up.shape[0])
+    """moegate's plan and ways around products with what the module does between them by itself."""
+    places = dispatch_plan(index_TK, projections[0].shape[0])
     rows_RD = permute(hidden_TD, places.slot, places.inverse)
-    expert_R = _experts_of_rows(places.offsets, rows_RD) if has_bias else None
-    has_gate = getattr(experts, "has_gate", True)
-    up_name = "gate_up_proj" if has_gate else "up_proj"
-    up_R = _product(rows_RD, up, places.offsets, transposed)
-    if expert_R is not None:
-        up_R = up_R + getattr(experts, f"{up_name}_bias")[expert_R]
-    between: Callable[[Tensor], Tensor] = experts._apply_gate if has_gate else experts.act_fn  # type: ignore[assignment]
-    inner_RF = between(up_R).to(rows_RD.dtype)
-    out_RD = _product(inner_RF, down, places.offsets, transposed)
-    if expert_R is not None:
-        out_RD = out_RD + experts.down_proj_bias[expert_R]  # type: ignore[index]
-    if getattr(experts, "has_post_expert_norm", False):
-        out_RD = experts.post_expert_norm(out_RD)  # type: ignore[operator]
+    graph = _wants_gradient(rows_RD, *projections) or torch.compiler.is_compiling() or is_transformed()
+    run = _all_at_once if graph or rows_RD.shape[0] < _ROWS_TO_STAY * projections[0].shape[0] else _one_by_one
+    out_RD = run(_Networks.of(experts, projections, rows_RD.dtype), rows_RD, places.offsets)
     return combine(out_RD, places.slot, places.inverse, weights_TK)
 
 
-def _product(rows_RI: Tensor, weight: Tensor, offsets_E: Tensor, transposed: bool) -> Tensor:
-    weight = weight.to(rows_RI.dtype)
-    return grouped_mm(rows_RI, weight.mT if transposed else weight, offsets_E)
+@dataclass(frozen=True, eq=False)
+class _Networks:
+    """The experts of a module in one layout, as views: ``up [E, D, 2F or F]``, ``down [E, F, D]``, and their biases."""
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    between: Callable[[Tensor], Tensor]
+    behind: Callable[[Tensor], Tensor] | None
+
+    @classmethod
+    def of(cls, experts: Any, projections: tuple[Tensor, Tensor], dtype: torch.dtype) -> "_Networks":
+        has_gate, biases = getattr(experts, "has_gate", True), (None, None)
+        up, down = (weight.to(dtype) for weight in projections)
+        if not getattr(experts, "is_transposed", False):
+            up, down = up.mT, down.mT
+        if getattr(experts, "has_bias", False):
+            up_bias = experts.gate_up_proj_bias if has_gate else experts.up_proj_bias
+            biases = (up_bias.to(dtype), experts.down_proj_bias.to(dtype))
+        between = experts._apply_gate if has_gate else experts.act_fn
+        behind = experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
+        return cls(up, down, *biases, between, behind)
 
 
-def _experts_of_rows(offsets_E: Tensor, rows_RD: Tensor) -> Tensor:
-    """``[R]``, the expert of each row; of rows that belong to none, any."""
+_ROWS_TO_STAY = 16
+"""Rows per expert from which on it pays to stay with one expert; below, what lies between the products runs once."""
+
+
+def _all_at_once(networks: _Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """Two grouped products; rows that belong to no expert, which a compiler has, give anything finite."""
     row_R = torch.arange(rows_RD.shape[0], device=rows_RD.device)
-    return torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
+    expert_R = torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
+    up_R = _products(rows_RD, networks.up, offsets_E)
+    if networks.up_bias is not None:
+        up_R = up_R + networks.up_bias[expert_R]
+    out_RD = _products(networks.between(up_R).to(rows_RD.dtype), networks.down, offsets_E)
+    if networks.down_bias is not None:
+        out_RD = out_RD + networks.down_bias[expert_R]
+    return out_RD if networks.behind is None else networks.behind(out_RD)
+
+
+def _one_by_one(networks: _Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """Each expert from its first product to its last, while its rows are in the cache."""
+    out_RD, start = torch.empty_like(rows_RD), 0
+    for expert, end in enumerate(offsets_E.tolist()):
+        if end > start:
+            up = _product(rows_RD[start:end], networks.up, networks.up_bias, expert)
+            out = _product(networks.between(up).to(rows_RD.dtype), networks.down, networks.down_bias, expert)
+            out_RD[start:end] = out if networks.behind is None else networks.behind(out)
+        start = end
+    return out_RD
+
+
+def _products(rows_RI: Tensor, weight_EIO: Tensor, offsets_E: Tensor) -> Tensor:
+    """Each expert's product: PyTorch's own, which leaves rows without an expert unwritten, where there are none."""
+    graph = _wants_gradient(rows_RI, weight_EIO) or torch.compiler.is_compiling() or is_transformed()
+    # PyTorch's asks for rows whose bytes are a multiple of 16.
+    odd = any(size * rows_RI.element_size() % 16 for size in weight_EIO.shape[1:])
+    if graph or odd or not rows_RI.is_cpu or rows_RI.dtype is torch.float64:
+        return grouped_mm(rows_RI, weight_EIO.mT, offsets_E)
+    return functional.grouped_mm(rows_RI, weight_EIO, offs=offsets_E.to(torch.int32))
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+    return rows @ weight[expert] if bias is None else torch.addmm(bias[expert], rows, weight[expert])
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _held_experts(index_TK: Tensor, num_experts: int) -> Tensor:

@@ -292,6 +292,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             bias="gate.balancing_biases",
             weight=None,
             logits="recurrent",
+            receives="skips",
             special="the last of the router's classes is to skip, which reaches the experts as expert 0 with the "
             "weight 0; the router is an MLP that reads the router of the layer before",
         ),

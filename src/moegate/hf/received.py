@@ -64,7 +64,17 @@ def gate_logits(layer: MoELayer, output: Any) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
 
-_LOGITS_AT = {"top_k": 0, "dbrx": 0, "dataset": 0, "doge": 0, "dense_scores": 1, "nllb": 2, "switch": 2, "jetmoe": 4}
+_LOGITS_AT = {
+    "top_k": 0,
+    "dbrx": 0,
+    "skips": 0,
+    "dataset": 0,
+    "doge": 0,
+    "dense_scores": 1,
+    "nllb": 2,
+    "switch": 2,
+    "jetmoe": 4,
+}
 
 
 def _top_k(layer: MoELayer, see: See) -> Handles:
@@ -76,14 +86,27 @@ def _top_k(layer: MoELayer, see: See) -> Handles:
     return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
 
 
+def _skips(layer: MoELayer, see: See) -> Handles:
+    """ZAYA: a token that skips the experts reaches them as one of expert 0 with the weight 0."""
+
+    def without_skips(received: Received) -> None:
+        index_TK, weights_TK = received
+        see(Received(index_TK.masked_fill(weights_TK == 0, EMPTY), weights_TK))
+
+    return _top_k(layer, without_skips)
+
+
 def _three(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """The three arguments of a call of the experts, in order."""
     if len(args) >= 3:
         return args[:3]
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):  # adapters wrap the experts
         module = inner
-    names = list(inspect.signature(module.forward).parameters)[len(args) : 3]
-    return (*args, *(kwargs[name] for name in names))
+    names = list(zip(inspect.signature(module.forward).parameters, _INTERFACE, strict=False))
+    return (*args, *(kwargs[own if own in kwargs else common] for own, common in names[len(args) :]))
+
+
+_INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
 
 
 def _one_hot(layer: MoELayer, see: See) -> Handles:
@@ -172,6 +195,7 @@ def _dataset(layer: MoELayer, see: See) -> Handles:
 CALLS: dict[str, Callable[[MoELayer, See], Handles]] = {
     "top_k": _top_k,
     "dbrx": _top_k,
+    "skips": _skips,
     "switch": _one_hot,
     "nllb": _probabilities,
     "dense_scores": _scores,

@@ -68,6 +68,8 @@ def record(
     layers = moe_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no MoE layers of a known family: there is nothing to record.")
+    if any(getattr(layer.experts, "_is_expert_parallel", False) for layer in layers):
+        raise ValueError("The experts are spread over devices, which receive numbers of their own: nothing to record.")
     if mode == "statistics" and (path is not None or logits):
         raise ValueError("mode='statistics' keeps counts only: it takes no path and no logits. Use mode='trace'.")
     output = None if path is None else check_output(path)
@@ -93,7 +95,7 @@ class Recording:
         output: Path | None,
         memory_limit: int,
     ):
-        self.layers = tuple(_plain(layer.name) for layer in layers)
+        self.layers = tuple(layer.name for layer in layers)
         self.num_experts = _experts(layers)
         self.num_calls = 0
         self.num_failed = 0
@@ -234,9 +236,3 @@ def _rule(layer: MoELayer) -> dict[str, Any] | None:
 
 def _experts(layers: list[MoELayer]) -> tuple[int, ...]:
     return tuple(layer.num_experts for layer in layers)
-
-
-def _plain(name: str) -> str:
-    """The name of a layer in the model itself, without what wrappers add to it."""
-    wrappers = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-    return ".".join(part for part in name.split(".") if part not in wrappers)

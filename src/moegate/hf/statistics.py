@@ -1,7 +1,7 @@
 """``Statistics``: how many tokens each expert of each layer got, in bounded memory, and their sum over processes."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -101,33 +101,28 @@ class Counter:
     def __init__(self, layers: tuple[str, ...], num_experts: tuple[int, ...]):
         self.layers = layers
         self.num_experts = num_experts
-        # A place for empty slots before each layer's experts.
+        # A place for empty slots before each layer's experts; one too many is how transformers says "no expert".
         self.width = max(num_experts) + 1
         self.counts: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.num_calls = 0
 
     def add(self, block: Block) -> None:
         """Counts what the layers of a block received, without its padding."""
-        mask_N = block.token_mask
-        groups: dict[tuple[torch.device, torch.Size, bool], list[int]] = {}
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for layer, seen in block.layers.items():
             index = seen.received.expert_index
-            groups.setdefault((index.device, index.shape, seen.positions is None), []).append(layer)
-        for (device, _, whole), layers in groups.items():
-            masks = [mask_N] if whole else [self._part(mask_N, block.layers[layer].positions) for layer in layers]
-            if whole:
-                self._count(device, block, layers, mask_N)
-            else:
-                for layer, mask in zip(layers, masks, strict=True):
-                    self._count(device, block, [layer], mask)
+            # Layers that saw the same tokens are counted together.
+            alike.setdefault((index.shape, index.device, None if seen.positions is None else layer), []).append(layer)
+        for layers in alike.values():
+            mask_N, positions_N = block.token_mask, block.layers[layers[0]].positions
+            if mask_N is not None and positions_N is not None:
+                mask_N = mask_N[positions_N.to(mask_N.device)]
+            self._count(block, layers, mask_N)
 
-    @staticmethod
-    def _part(mask_N: Tensor | None, positions_N: Tensor | None) -> Tensor | None:
-        return mask_N if mask_N is None or positions_N is None else mask_N[positions_N]
-
-    def _count(self, device: torch.device, block: Block, layers: list[int], mask_N: Tensor | None) -> None:
-        load_PLE, tokens_PL = self._tensors(device)
+    def _count(self, block: Block, layers: list[int], mask_N: Tensor | None) -> None:
         index_LNK = torch.stack([block.layers[layer].received.expert_index for layer in layers]).long()
+        device = index_LNK.device
+        load_N, tokens_PL = self._tensors(device)
         first = block.phase * len(self.layers)
         row_L = torch.tensor([first + layer for layer in layers], device=device)
         bin_LNK = index_LNK + (row_L * self.width + 1)[:, None, None]
@@ -138,13 +133,13 @@ class Counter:
             real = mask_N.to(device, torch.int64)
             count = real.sum()
             real = real[:, None]
-        load_PLE.view(-1).scatter_add_(0, bin_LNK.view(-1), real.expand(bin_LNK.shape).reshape(-1))
+        load_N.scatter_add_(0, bin_LNK.view(-1), real.expand(bin_LNK.shape).reshape(-1))
         tokens_PL.view(-1).index_add_(0, row_L, count.expand(len(layers)))
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self.counts:
             shape = (len(PHASES), len(self.layers))
-            load = torch.zeros(*shape, self.width, dtype=torch.int64, device=device)
+            load = torch.zeros(shape[0] * shape[1] * self.width + 1, dtype=torch.int64, device=device)
             self.counts[device] = load, torch.zeros(shape, dtype=torch.int64, device=device)
         return self.counts[device]
 
@@ -154,6 +149,7 @@ class Counter:
         load = torch.zeros(*shape, self.width, dtype=torch.int64)
         tokens = torch.zeros(shape, dtype=torch.int64)
         for counted_load, counted_tokens in self.counts.values():
-            load += counted_load.cpu()
+            load += counted_load[:-1].cpu().view_as(load)
             tokens += counted_tokens.cpu()
-        return Statistics(self.layers, self.num_experts, load[:, :, 1:].contiguous(), tokens, self.num_calls)
+        own_LE = torch.arange(self.width - 1) < torch.tensor(self.num_experts)[:, None]
+        return Statistics(self.layers, self.num_experts, load[:, :, 1:] * own_LE, tokens, self.num_calls)

@@ -79,8 +79,10 @@ class RowMaker:
             if name in self.types
         }
         for layer, seen in block.layers.items():
-            self._check(layer, seen.received.expert_index)
-            values = {"indices": seen.received.expert_index, "weights": seen.received.weights, "logits": seen.logits}
+            index_NK = self._checked(layer, seen.received.expert_index)
+            # ZAYA's gate has a logit more, for the choice of no expert.
+            logits_NE = None if seen.logits is None else seen.logits[:, : self.num_experts[layer]]
+            values = {"indices": index_NK, "weights": seen.received.weights, "logits": logits_NE}
             rows = slice(None) if seen.positions is None else seen.positions.cpu()
             for name, tensor in chosen.items():
                 value = values[name]
@@ -93,12 +95,17 @@ class RowMaker:
             chosen["weights"].masked_fill_(chosen["indices"] == EMPTY, 0.0)
         return chosen
 
-    def _check(self, layer: int, index: Tensor) -> None:
-        if index.numel() and int(index.max()) >= self.num_experts[layer]:
-            raise ValueError(
-                f"The experts of {self.layers[layer]} received the index {int(index.max())}, and there are "
-                f"{self.num_experts[layer]} experts. Experts that are spread over devices can't be recorded."
-            )
+    def _checked(self, layer: int, index_NK: Tensor) -> Tensor:
+        """The indices, with -1 where transformers says "no expert" with a number one too high."""
+        num_experts = self.num_experts[layer]
+        if index_NK.numel() and (highest := int(index_NK.max())) >= num_experts:
+            if highest > num_experts:
+                raise ValueError(
+                    f"The experts of {self.layers[layer]} received the index {highest}, and the family's row says that "
+                    f"there are {num_experts} experts."
+                )
+            return index_NK.masked_fill(index_NK == num_experts, EMPTY)
+        return index_NK
 
     def _documents(self, block: Block, rows: TokenRows) -> Tensor:
         """``[B, S]``, the document of each token; -1 for padding. Decoding goes on with the documents of its cache."""

@@ -55,9 +55,8 @@ def batch(rows: int = 4, length: int = 12, *, seed: int = 0, padded: bool = True
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
-    if padded:
-        for row in range(rows):
-            mask[row, length - 2 * row :] = 0 if row else 1
+    for row in range(rows if padded else 0):
+        mask[row, length - 2 * row % (length - 2) :] = 0
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 

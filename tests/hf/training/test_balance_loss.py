@@ -218,5 +218,9 @@ def test_a_bad_coefficient(bad: Any) -> None:
 
 
 def test_no_weight_to_take_from_the_model() -> None:
-    with pytest.raises(ValueError, match="router_aux_loss_coef"):
-        RoutingMonitor(qwen(router_aux_loss_coef=0.0), balance_loss="model")
+    model = qwen(router_aux_loss_coef=0.0)
+    with (
+        RoutingMonitor(model, balance_loss="model"),
+        pytest.raises(ValueError, match="own router_aux_loss_coef, which is 0"),
+    ):
+        model(**batch())

@@ -89,16 +89,16 @@ class Alarms:
 
 
 _COLLAPSED = (
-    "Balance it: balance_loss=0.01 for softmax routers, bias_controller=SignBias for those with a selection bias; if it is "
-    "on already, raise the coefficient or the rate, and lower the learning rate of the gates."
+    "Balance it: balance_loss=0.01 for softmax routers, bias_controller=SignBias for those with a selection bias. If it "
+    "is on already, raise the coefficient or the rate, and lower the learning rate of the gates."
 )
 _DEAD = (
     "An expert without tokens learns nothing and never comes back by itself: balance the layer (balance_loss, "
     "bias_controller), or leave its experts out when you are done."
 )
 _UNIFORM = (
-    "The gate isn't learning: check that its parameters train and are in the optimizer, raise its learning rate, and lower "
-    "the coefficient of a balance or z-loss that holds it there."
+    "The gate isn't learning: check that its parameters train and are in the optimizer, raise its learning rate, and "
+    "lower the coefficient of a balance or z-loss that holds it there."
 )
 _WIDE = (
     "the bias alone decides, and the weights no longer follow the choice. Lower the controller's rate, or add a loss."

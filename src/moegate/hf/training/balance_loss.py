@@ -1,6 +1,6 @@
 """The load-balancing loss of each layer on its own, from what its experts received, in any trainer's backward."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from moegate.balance.losses.switch import balance_product
-from moegate.hf.layers import MoELayer
 from moegate.hf.training.injection import tie
 from moegate.hf.training.passes import ForwardPass
 from moegate.records import count_assignments
@@ -42,44 +41,47 @@ class LayerLosses:
     """Adds the layers' losses to what a model returns.
 
     Attributes:
-        coefficients: of each layer.
-        names: of the layers.
-        own: the coefficient by which a trainer that reads ``outputs.aux_loss`` multiplies it; 0 where none does.
+        coefficient: of each layer, or ``"model"`` for the weight of the model's pooled loss.
+        top_k: of each layer.
+
+    Raises:
+        ValueError: anything else than ``"model"`` or a number of at least 0.
     """
 
-    coefficients: tuple[float, ...]
-    names: tuple[str, ...]
-    own: float
+    coefficient: float | str
+    top_k: tuple[int, ...]
 
-    @classmethod
-    def of(cls, layers: Sequence[MoELayer], coefficient: float | str, own: float) -> "LayerLosses":
-        """The losses of layers with a coefficient each, or ``"model"`` for the weight of the model's pooled loss.
+    def __post_init__(self) -> None:
+        given = self.coefficient
+        if given == "model":
+            return
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < float("inf"):
+            raise ValueError(
+                f"balance_loss={given!r}: pass a coefficient of at least 0, such as 0.001 for each layer, or "
+                '"model" for the weight of the model\'s own pooled loss.'
+            )
+
+    def coefficients(self, own: float) -> tuple[float, ...]:
+        """The coefficient of each layer, for a model whose own pooled loss has the coefficient ``own``.
 
         The pooled loss reads K at perfect balance and is spread over L layers, so its coefficient c weighs as much as
         ``c · K / L`` on each layer.
 
         Raises:
-            ValueError: a negative coefficient, or ``"model"`` for a model without one.
+            ValueError: ``"model"``, and the model has none.
         """
-        if coefficient == "model":
-            if not own:
-                raise ValueError(
-                    'balance_loss="model" takes the weight of the model\'s own router_aux_loss_coef, which is 0 or absent '
-                    "here: pass a number, such as 0.001, the coefficient of each layer."
-                )
-            weights = tuple(own * layer.top_k / len(layers) for layer in layers)
-        elif isinstance(coefficient, int | float) and not isinstance(coefficient, bool) and 0 <= coefficient < 1e6:
-            weights = (float(coefficient),) * len(layers)
-        else:
+        if not isinstance(self.coefficient, str):
+            return (float(self.coefficient),) * len(self.top_k)
+        if not own:
             raise ValueError(
-                f"balance_loss={coefficient!r}: pass a coefficient of at least 0, such as 0.001 for each layer, or "
-                '"model" for the weight of the model\'s own pooled loss.'
+                'balance_loss="model" takes the weight of the model\'s own router_aux_loss_coef, which is 0 or '
+                "absent here: pass a number, such as 0.001, the coefficient of each layer."
             )
-        return cls(weights, tuple(layer.name for layer in layers), own)
+        return tuple(own * top_k / len(self.top_k) for top_k in self.top_k)
 
     def total(self, forward_pass: ForwardPass) -> Tensor:
         """The weighted sum over the layers of a pass, a number without a graph."""
-        terms = [self.coefficients[number] * loss for number, loss in forward_pass.losses.items()]
+        terms = [forward_pass.coefficients[number] * loss for number, loss in forward_pass.losses.items()]
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
     def join(self, forward_pass: ForwardPass, output: Any) -> tuple[Any, Tensor | None]:
@@ -94,8 +96,9 @@ class LayerLosses:
         if isinstance(output, MutableMapping):
             if isinstance(loss := output.get("loss"), Tensor):
                 output["loss"] = loss + forward_pass.share * balance
-            if isinstance(output.get("aux_loss"), Tensor) and self.own:
-                output["aux_loss"] = balance / self.own
+            if isinstance(output.get("aux_loss"), Tensor) and forward_pass.own:
+                # A trainer that adds it itself multiplies it by the model's coefficient.
+                output["aux_loss"] = balance / forward_pass.own
         return output, balance
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moegate.balance.controllers import BiasController
 from moegate.hf.layers import MoELayer
-from moegate.hf.training.freezing import router_is_frozen
+from moegate.hf.training.freezing import is_bias, router_is_frozen
 
 __all__ = ["BiasUpdate"]
 
@@ -18,7 +18,8 @@ class BiasUpdate:
 
     The bias is kept in float32 beside the model's: in bfloat16, a step of 0.001 vanishes from 0.5 on. What a
     checkpoint brings, or anything else that writes to the model's bias, is taken over. Each step's change has its mean
-    taken off, so the biases don't drift; only their differences select. The bias of a layer whose router is frozen stays.
+    taken off, so the biases don't drift; only their differences select. The bias of a layer whose router is frozen
+    stays.
 
     A bias that is a parameter gets no gradient from the selection and no place in training: its ``requires_grad`` is
     turned off, which also keeps it out of an optimizer that is made later.
@@ -48,14 +49,16 @@ class BiasUpdate:
         for controller in self.controllers.values():
             if type(controller).observe is not BiasController.observe:
                 raise ValueError(
-                    f"{type(controller).__name__} reads the scores of each token, and here only the load is counted: pass "
-                    "SignBias, ProportionalBias, PIDBias or SMEBUBias."
+                    f"{type(controller).__name__} reads the scores of each token, and here only the load is counted: "
+                    "pass SignBias, ProportionalBias, PIDBias or SMEBUBias."
                 )
         self.master = {
             number: _bias(layer).detach().float().reshape(-1).clone() for number, layer in self._layers.items()
         }
         for layer in self._layers.values():
-            _bias(layer).requires_grad_(False)
+            for parameter in layer.block.parameters():
+                if is_bias(parameter, layer):
+                    parameter.requires_grad_(False)
 
     @property
     def frozen(self) -> list[str]:
@@ -98,8 +101,8 @@ class BiasUpdate:
         if wrong or len(state) != len(expected):
             raise ValueError(
                 f"This state is of another model or controller: {len(state)} entries for {len(expected)}"
-                f"{', without a fitting ' + wrong[0] if wrong else ''}. Resume with the model and the bias_controller that "
-                "wrote it."
+                f"{', without a fitting ' + wrong[0] if wrong else ''}. Resume with the model and the bias_controller "
+                "that wrote it."
             )
         for number, layer in self._layers.items():
             prefix = f"controller.{layer.name}."

@@ -20,20 +20,20 @@ __all__ = ["RoutingCallback"]
 
 
 class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
-    """Logs what the routers do, warns when they go wrong, and balances them if asked: ``callbacks=[RoutingCallback()]``.
+    """Logs what the routers do, warns when they go wrong, balances them if asked: ``callbacks=[RoutingCallback()]``.
 
     Every log of the trainer gets a fixed number of entries (see ``summarize``) under ``prefix``, those of an evaluation
-    under ``eval_`` and the prefix; integrations (``report_to``) get them in the same call. Counts are exact over gradient
-    accumulation, checkpointing and data-parallel ranks; see ``RoutingMonitor``, which does the work.
+    under ``eval_`` and the prefix; integrations (``report_to``) get them in the same call. Counts are exact over
+    gradient accumulation, checkpointing and data-parallel ranks; see ``RoutingMonitor``, which does the work.
 
     Args:
-        balance_loss: the coefficient of each layer's load-balancing loss, in place of the model's pooled one; ``"model"``
-            for the weight of that one; None changes nothing.
+        balance_loss: the coefficient of each layer's load-balancing loss, in place of the model's pooled one;
+            ``"model"`` for the weight of that one; None changes nothing.
         bias_controller: makes a controller of the selection bias for a number of experts, such as ``SignBias``; None
             leaves the biases alone.
         prefix: of the names in the logs.
-        load_file: where the full counts of every log step go, as JSON lines; a relative path is taken from the trainer's
-            ``output_dir``. None writes none.
+        load_file: where the full counts of every log step go, as JSON lines; a relative path is taken from the
+            trainer's ``output_dir``. None writes none.
         alarms: whether to warn.
 
     Example:
@@ -180,8 +180,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _go_first(callback: TrainerCallback, frame: Any) -> None:
     """Move the callback before those that write logs out, so that they see what it adds.
 
-    A trainer puts its integrations before its user's callbacks and tells those neither of itself nor of the list; the one
-    who calls them is the list's owner.
+    A trainer puts its integrations before its user's callbacks and tells those neither of itself nor of the list; the
+    one who calls them is the list's owner.
     """
     handler = frame.f_back.f_locals.get("self") if frame is not None and frame.f_back is not None else None
     if isinstance(handler, CallbackHandler) and callback in handler.callbacks:

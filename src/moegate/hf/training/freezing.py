@@ -1,10 +1,10 @@
 """Freeze the routers of a model, or train nothing but them."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from moegate.hf.layers import MoELayer, moe_layers
 
-__all__ = ["freeze_routers", "router_is_frozen", "train_routers_only"]
+__all__ = ["freeze_routers", "is_bias", "router_is_frozen", "train_routers_only"]
 
 
 def freeze_routers(model: nn.Module) -> list[str]:
@@ -52,7 +52,7 @@ def train_routers_only(model: nn.Module) -> list[str]:
     names = []
     for layer in layers:
         for name, parameter in layer.gate.named_parameters():
-            if parameter is not layer.bias:
+            if not is_bias(parameter, layer):
                 parameter.requires_grad_(True)
                 names.append(f"{layer.name}.{layer.row.gate}.{name}")
     return names
@@ -68,13 +68,27 @@ def router_is_frozen(layer: MoELayer) -> bool:
         >>> router_is_frozen(moe_layers(model)[0])
         False
     """
-    return not any(parameter.requires_grad for parameter in layer.gate.parameters() if parameter is not layer.bias)
+    return not any(parameter.requires_grad for parameter in layer.gate.parameters() if not is_bias(parameter, layer))
+
+
+def is_bias(parameter: Tensor, layer: MoELayer) -> bool:
+    """Whether a parameter holds the layer's selection bias, in whatever shape.
+
+    Example:
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+        >>> model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+        >>> is_bias(next(model.parameters()), moe_layers(model)[0])
+        False
+    """
+    bias = layer.bias
+    return bias is not None and parameter.untyped_storage().data_ptr() == bias.untyped_storage().data_ptr()
 
 
 def _layers(model: nn.Module) -> list[MoELayer]:
     layers = moe_layers(model)
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no MoE layer that moegate knows: `moegate hf families` lists the models it does."
+            f"{type(model).__name__} has no MoE layer that moegate knows: `moegate hf families` lists what it knows."
         )
     return layers

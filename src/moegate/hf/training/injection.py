@@ -24,7 +24,7 @@ def inject(output: Tensor, loss: Tensor, forward_pass: ForwardPass, unclaimed: f
         >>> weight.grad
         tensor([0.5000, 0.5000])
     """
-    joined: Tensor = _Inject.apply(output, loss, forward_pass, unclaimed)
+    joined: Tensor = _Inject.apply(output, loss, forward_pass, unclaimed)  # type: ignore[no-untyped-call]
     return joined
 
 
@@ -37,7 +37,7 @@ def tie(value: Tensor, output: Tensor, forward_pass: ForwardPass) -> Tensor:
         >>> now.scale
         tensor(3.)
     """
-    tied: Tensor = _Tie.apply(output, value, forward_pass)
+    tied: Tensor = _Tie.apply(output, value, forward_pass)  # type: ignore[no-untyped-call]
     return tied
 
 

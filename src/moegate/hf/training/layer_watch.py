@@ -33,7 +33,7 @@ class LayerWatch:
         layer: the layer.
         passes: the pass that a call belongs to, from what the experts of this layer received; None outside of any.
         report: called once for each call of the experts, and not again when checkpointing repeats it.
-        coefficient: of the layer's balance loss; None without a loss.
+        has_loss: whether passes come with coefficients for balance losses.
     """
 
     unclaimed = 0.0
@@ -46,16 +46,18 @@ class LayerWatch:
         *,
         passes: Callable[[int, Tensor], ForwardPass | None],
         report: LayerCall,
-        coefficient: float | None,
+        has_loss: bool,
     ) -> None:
-        self.number, self.layer, self.coefficient = number, layer, coefficient
+        self.number, self.layer, self._has_loss = number, layer, has_loss
         self._passes, self._report = passes, report
         self._score = score_of(layer)
         self._logits_TE: Tensor | None = None
         self._pending: tuple[Tensor, ForwardPass] | None = None
-        self._handles = [watch_logits(layer, self._see_logits), watch(layer, self._see)]
-        if coefficient is not None:
-            self._handles.append(layer.block.register_forward_hook(self._leave))
+        self._handles = [watch(layer, torch.compiler.disable(self._see))]
+        if (handle := watch_logits(layer, self._see_logits, graph=has_loss)) is not None:
+            self._handles.append(handle)
+        if has_loss:
+            self._handles.append(layer.block.register_forward_hook(torch.compiler.disable(self._leave)))
 
     def remove(self) -> None:
         """Ends the watch."""
@@ -65,7 +67,6 @@ class LayerWatch:
     def _see_logits(self, logits_TE: Tensor) -> None:
         self._logits_TE = logits_TE
 
-    @torch.compiler.disable
     def _see(self, received: Received) -> None:
         logits_TE, self._logits_TE = self._logits_TE, None
         index_TK = received.expert_index.detach()
@@ -77,7 +78,7 @@ class LayerWatch:
         real_T = None if real_T is None else real_T.to(index_TK.device)
         shares_TE = None
         if logits_TE is not None and logits_TE.shape[0] == index_TK.shape[0]:
-            trains = self.coefficient is not None and now.training
+            trains = self._has_loss and now.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
                 shares_TE = probabilities(logits_TE, self._score)
                 if trains:
@@ -90,10 +91,8 @@ class LayerWatch:
         if not in_backward():
             now.losses[self.number] = loss.detach()
         if loss.requires_grad:
-            assert self.coefficient is not None
-            self._pending = self.coefficient * loss, now
+            self._pending = now.coefficients[self.number] * loss, now
 
-    @torch.compiler.disable
     def _leave(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         pending, self._pending = self._pending, None
         if pending is None:

@@ -1,7 +1,6 @@
 """The full counts of every log step in a file: one JSON line a step, whole lines only, cut back on resume."""
 
 import json
-import os
 from pathlib import Path
 
 from moegate.hf.training.tally import Tally
@@ -14,8 +13,8 @@ class LoadFile:
     """Appends what each layer sent where to a file of JSON lines.
 
     A line holds ``step``, ``split`` (``train`` or ``eval``), ``layers`` (their names), ``load`` (a list of counts a
-    layer) and ``tokens``. ``moegate.lab.logging.jsonl.read_metrics`` reads it back, without a last line that a killed run
-    left half.
+    layer) and ``tokens``. ``moegate.lab.logging.jsonl.read_metrics`` reads it back, without a last line that a killed
+    run left half.
 
     Args:
         path: of the file; folders are made.
@@ -40,7 +39,7 @@ class LoadFile:
         kept = keep_until(self.path, resume_at) if resume_at else ""
         temporary = self.path.with_name(self.path.name + ".part")
         temporary.write_text(kept, encoding="utf-8")
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def write(self, tally: Tally, *, step: int, split: str) -> None:
         """Append the counts of a tally."""

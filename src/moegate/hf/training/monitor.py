@@ -37,8 +37,8 @@ class RoutingMonitor:
 
     Args:
         model: a model with MoE layers that ``moe_layers`` finds; not yet wrapped.
-        balance_loss: the coefficient of each layer's loss; ``"model"`` for the weight of the model's own pooled one, None
-            for no loss.
+        balance_loss: the coefficient of each layer's loss; ``"model"`` for the weight of the model's own pooled one,
+            None for no loss.
         bias_controller: makes a controller for a number of experts, such as ``SignBias`` or a ``partial`` of it; None
             leaves the biases alone.
         process_group: the ranks that share the data; None is the default group.
@@ -78,7 +78,7 @@ class RoutingMonitor:
         self._pooled = PooledLoss(model)
         self._losses: LayerLosses | None = None
         if balance_loss is not None:
-            self._losses = LayerLosses.of(self.layers, balance_loss, self._pooled.coefficient)
+            self._losses = LayerLosses(balance_loss, tuple(layer.top_k for layer in self.layers))
         self.bias = None if bias_controller is None else BiasUpdate(self.layers, bias_controller)
         sizes = [layer.num_experts for layer in self.layers]
         self._step, self._evaluated = Tally(sizes), Tally(sizes)
@@ -89,11 +89,8 @@ class RoutingMonitor:
         self._live: list[weakref.ref[ForwardPass]] = []
         self._last: ForwardPass | None = None
         self._passes = PassWatch(model, self._open, self._close)
-        coefficients: list[float | None] = [None] * len(sizes)
-        if self._losses is not None:
-            coefficients = list(self._losses.coefficients)
         self._watches = [
-            LayerWatch(number, layer, passes=self._pass_of, report=self._count, coefficient=coefficients[number])
+            LayerWatch(number, layer, passes=self._pass_of, report=self._count, has_loss=self._losses is not None)
             for number, layer in enumerate(self.layers)
         ]
         self.set_unclaimed(unclaimed)
@@ -140,8 +137,8 @@ class RoutingMonitor:
         """
         if self._balance is None:
             raise ValueError(
-                "There is no balance loss to add: make the monitor with balance_loss=..., call the model in training mode "
-                "with gradients, and ask after each forward once."
+                "There is no balance loss to add: make the monitor with balance_loss=..., call the model in training "
+                "mode with gradients, and ask after each forward once."
             )
         balance, self._balance = self._balance, None
         return balance
@@ -185,6 +182,9 @@ class RoutingMonitor:
 
     def _open(self, now: ForwardPass) -> None:
         if self._losses is not None:
+            # Read now: a trainer may set it after this was made.
+            now.own = self._pooled.coefficient
+            now.coefficients = self._losses.coefficients(now.own)
             self._pooled.silence()
             self._live = [reference for reference in self._live if reference() is not None] + [weakref.ref(now)]
         # The last pass is held: a trainer may drop the outputs and keep only what it made of them.
@@ -210,8 +210,8 @@ class RoutingMonitor:
         ]
         if unread:
             raise ValueError(
-                f"The gate of {unread[0]} ({self.layers[0].family}) returns no logits, so it has no balance loss here: leave "
-                "balance_loss out; statistics and bias_controller work."
+                f"{unread[0]} has no gate whose logits can be read, so it has no balance loss here: leave balance_loss "
+                "out; statistics and bias_controller work."
             )
 
     def _pass_of(self, number: int, expert_index_TK: Tensor) -> ForwardPass | None:

@@ -35,6 +35,8 @@ class ForwardPass:
         encodes: whether the model has an encoder and a decoder, with a mask each.
         share: the part of the optimizer step's loss that this batch makes, where the loss is a sum over its tokens
             divided by those of the step; 1 where it is a mean.
+        coefficients: of each layer's balance loss; empty without one.
+        own: the coefficient of the model's pooled loss.
         received: ``expert_index`` of each call of each layer's experts, by the layer's number.
         losses: the loss of each layer, without a graph, by the layer's number.
         scale: the gradient that reached the balance loss of this pass; None where none did.
@@ -44,6 +46,8 @@ class ForwardPass:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     encodes: bool = False
     share: Tensor | float = 1.0
+    coefficients: tuple[float, ...] = ()
+    own: float = 0.0
     received: dict[int, list[Tensor]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
     scale: Tensor | None = None
@@ -87,10 +91,9 @@ class PassWatch:
             handle.remove()
 
     def _watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
-        yield module.register_forward_pre_hook(self._enter, with_kwargs=True)
-        yield module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+        yield module.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True)
+        yield module.register_forward_hook(torch.compiler.disable(self._leave), with_kwargs=True, always_call=True)
 
-    @torch.compiler.disable
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_backward():
             return
@@ -99,7 +102,6 @@ class PassWatch:
             self.current = _read(module, _arguments(module, args, kwargs))
             self._opened(self.current)
 
-    @torch.compiler.disable
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if in_backward() or self._depth == 0:
             return None
@@ -143,4 +145,5 @@ def _share(arguments: Mapping[str, Any], *, shifts: bool) -> Tensor | float:
         labels = shifted
     elif shifts:
         labels = labels[..., 1:]
-    return (labels != _IGNORED).sum() / total
+    counted: Tensor = (labels != _IGNORED).sum() / total
+    return counted

@@ -13,8 +13,9 @@ _NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 class PooledLoss:
     """The coefficients by which a model adds its pooled balance loss.
 
-    Some models read them from themselves, some from their configuration. ``silence`` sets them to 0 and ``restore`` puts
-    back what was there; between the two, a saved configuration would hold the 0, so a forward is as long as that lasts.
+    Some models read them from themselves, some from their configuration. ``silence`` sets them to 0 and ``restore``
+    puts back what was there; between the two, a saved configuration would hold the 0, so a forward is as long as that
+    lasts.
 
     Example:
         >>> from torch import nn
@@ -58,7 +59,7 @@ def _owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
     seen: set[int] = set()
     for module in model.modules():
         config = getattr(module, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else None
+        text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else None
         for owner in (config, text, module):
             if owner is not None and id(owner) not in seen:
                 seen.add(id(owner))

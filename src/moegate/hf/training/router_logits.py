@@ -8,33 +8,44 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moegate.hf.layers import MoELayer
+from moegate.hf.logits import gate_logits
 from moegate.probability import normalized
 from moegate.scoring import Score, Softmax
 
 __all__ = ["probabilities", "score_of", "watch_logits"]
 
-_PLACE = {"switch_transformers": 2, "nllb_moe": 2, "jetmoe": 4, "llama4": 1}
-"""Where the logits stand in what a gate returns; 0 for most families."""
 
+def watch_logits(layer: MoELayer, see: Callable[[Tensor], None], *, graph: bool) -> RemovableHandle | None:
+    """Calls ``see`` with the ``[T, E]`` logits of each call of the layer's gate; None where there is no gate.
 
-def watch_logits(layer: MoELayer, see: Callable[[Tensor], None]) -> RemovableHandle:
-    """Calls ``see`` with the ``[T, E]`` logits of each call of the layer's gate; the handle's ``remove`` ends it.
+    Gates return their logits in many forms, or don't; they are made anew, by the gate's own parameters.
 
-    Gates that return none (LongCat's returns indices only) are never seen.
+    Args:
+        layer: the layer.
+        see: called in each forward of the gate, before it returns.
+        graph: whether the logits keep their graph in training.
     """
-    place = _PLACE.get(layer.family, 0)
+    if layer.row.gate is None:
+        return None
 
-    @torch.compiler.disable
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        logits = output if isinstance(output, Tensor) else output[place]
-        if isinstance(logits, Tensor) and logits.is_floating_point() and logits.shape[-1] == layer.num_experts:
-            see(logits.reshape(-1, layer.num_experts))
+    def hook(gate: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        with torch.set_grad_enabled(graph and gate.training and torch.is_grad_enabled()):
+            see(gate_logits(layer, *args, **kwargs))
 
-    return layer.gate.register_forward_hook(hook)
+    return layer.gate.register_forward_hook(torch.compiler.disable(hook), with_kwargs=True)
 
 
 def score_of(layer: MoELayer) -> Score:
-    """How the layer's rule makes scores of logits; a softmax where no rule says."""
+    """How the layer's rule makes scores of logits; a softmax where no rule says.
+
+    Example:
+        >>> from moegate.hf.layers import moe_layers
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+        >>> model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+        >>> score_of(moe_layers(model)[0])
+        Softmax()
+    """
     try:
         return layer.rule.score
     except ValueError:

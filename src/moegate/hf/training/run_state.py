@@ -1,6 +1,5 @@
-"""The state of a balanced run beside its checkpoints: the float32 biases and their controllers, in a file of its own."""
+"""The state of a balanced run beside its checkpoint: the float32 biases and their controllers, in their own file."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def save_state(folder: str | Path, state: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_state(folder: str | Path) -> dict[str, Tensor] | None:

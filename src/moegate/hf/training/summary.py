@@ -19,9 +19,9 @@ def summarize(tally: Tally, *, spread: Sequence[float] = (), extremes: int = 3) 
 
     Of ``max_violation``, ``dead_fraction``, ``empty_fraction`` and ``bias_spread``: the median over layers, the 90th
     percentile and the largest. Of ``min_utilization``, ``effective_fraction`` (effective experts over all) and
-    ``token_entropy`` (of a token's probabilities, over ``log E``): the median, the 10th percentile and the smallest. And
-    the ``extremes`` hottest and coldest experts, each with its utilization, layer and number. Readings that don't exist
-    (no logits, no bias, no tokens) are left out.
+    ``token_entropy`` (of a token's probabilities, over ``log E``): the median, the 10th percentile and the smallest.
+    And the ``extremes`` hottest and coldest experts, each with its utilization, layer and number. Readings that don't
+    exist (no logits, no bias, no tokens) are left out.
 
     Args:
         tally: the counts.

@@ -126,7 +126,9 @@ def router_spec(name: str) -> RouterSpec:
         raise ValueError(f"Unknown router '{name}'.{did_you_mean(name, router_names())}")
     recipe = recipes.get(name)
     if "top_k" in inspect.signature(recipe).parameters:
-        return RouterSpec(lambda config: recipe(top_k=config.top_k))
+        extra = recipe().extra
+        # A null class that is chosen leaves a slot empty.
+        return RouterSpec(lambda config: recipe(top_k=config.top_k), fixed_k=extra is None or extra.num_null == 0)
     return RouterSpec(lambda config: recipe(), uses_top_k=False)
 
 
@@ -157,7 +159,7 @@ def _fields(part: Any) -> dict[str, Any]:
 
 
 def num_logits(config: "TrainConfig", rule: RoutingRule) -> int:
-    """Return how many logits a gate gives: one an expert, or one a slot of soft routing.
+    """Return how many logits a gate gives: one an expert, one a slot of soft routing, and those of extra classes.
 
     Example:
         >>> from moegate.lab.training.config import TrainConfig
@@ -165,8 +167,7 @@ def num_logits(config: "TrainConfig", rule: RoutingRule) -> int:
         >>> num_logits(config, make_rule(config))
         8
     """
-    slots = rule.selection.slots_per_expert if isinstance(rule.selection, SoftSlots) else 1
-    return config.num_experts * slots
+    return rule.num_logits(config.num_experts)
 
 
 def largest_k(config: "TrainConfig") -> int:
