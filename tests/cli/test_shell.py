@@ -14,8 +14,9 @@ import moegate
 from moegate.cli import shell
 from moegate.cli.shell import VERBS, app
 
-VERB_SET = {"demo", "train", "sweep", "report", "data", "bench", "ascend", "doctor"} | {
-    *("import", "diff", "place", "prune-scores"),
+VERB_SET = {
+    *("demo", "train", "sweep", "report", "inspect", "import", "diff", "place", "prune-scores", "upcycle"),
+    *("hf", "data", "bench", "ascend", "doctor"),
 }
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
 

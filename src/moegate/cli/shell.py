@@ -16,6 +16,7 @@ VERBS = {
     "train": "Train one MoE model and write its run folder.",
     "sweep": "Compare routers, values of K and balancing methods over several seeds.",
     "report": "Write one self-contained HTML page about runs or sweeps.",
+    "inspect": "Show what a model's router does with a text, or what a trace holds.",
     "data": "Show the data: domains, sizes of the splits, sources, licences.",
     "bench": "Time moegate against its peers, after a check that all of them compute the same.",
     "ascend": "Say which Ascend operators a model's routing needs, who accepts them, and what to watch.",

@@ -76,6 +76,12 @@ class Subject:
     top_k: Sequence[Mapping[str, Any]]
     title: str
 
+    @property
+    def findings(self) -> list[str]:
+        """What the trace shows, and the comparison, in sentences."""
+        of_comparison = self.comparison.findings() if self.comparison else []
+        return findings(self.trace, self.figures) + of_comparison
+
 
 def build_content(subject: Subject, detail: Detail) -> dict[str, Any]:
     """The page's data at one level of detail."""
@@ -91,7 +97,7 @@ def build_content(subject: Subject, detail: Detail) -> dict[str, Any]:
         "title": subject.title,
         "version": package_version(),
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "findings": findings(trace, figures) + (comparison.findings() if comparison else []),
+        "findings": subject.findings,
         "facts": facts(trace),
         "tiles": tiles(trace, figures),
         "run": _run(trace, figures, detail) | {"views": views},
