@@ -14,7 +14,7 @@ import moegate
 from moegate.cli import shell
 from moegate.cli.shell import VERBS, app
 
-VERB_SET = {"demo", "train", "sweep", "report", "data", "bench", "ascend", "doctor"}
+VERB_SET = {"demo", "train", "sweep", "report", "data", "bench", "ascend", "hf", "doctor"}
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
