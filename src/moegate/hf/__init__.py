@@ -2,6 +2,7 @@
 
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.record import Recording, record
+from moegate.hf.replay import Replay, replay
 from moegate.hf.statistics import Statistics
 
-__all__ = ["MoELayer", "Recording", "Statistics", "moe_layers", "record"]
+__all__ = ["MoELayer", "Recording", "Replay", "Statistics", "moe_layers", "record", "replay"]
