@@ -19,7 +19,7 @@ from moegate.weighting import Weighting
 
 FUSED_IN_EVALUATION = {
     *("topk", "switch", "gshard", "noisy_topk", "mixtral", "qwen3_moe", "olmoe", "st_moe", "deepseek_v2"),
-    *("deepseek_v3", "deepseek_v4", "gpt_oss", "llama4", "gumbel_topk", "straight_through"),
+    *("deepseek_v3", "deepseek_v4", "gpt_oss", "zaya", "llama4", "gumbel_topk", "straight_through"),
 }
 FUSED_IN_TRAINING = FUSED_IN_EVALUATION - {"straight_through"}
 
@@ -51,6 +51,7 @@ COMPOSED = [
     (moegate.RoutingRule(TopK(1), score=Squared()), False, "Squared scores have no kernel"),
     (moegate.RoutingRule(TopK(1), score=Constant()), False, "Constant scores have no kernel"),
     (moegate.RoutingRule(capacity=Capacity(overflow="reroute")), False, "a capacity that reroutes weighs its"),
+    (moegate.RoutingRule(capacity=Capacity(weigh="after")), False, "a capacity that weighs after dropping"),
     (moegate.RoutingRule(score=Sigmoid(), rank_by="biased_logits"), False, "the kernel adds the bias to scores"),
     (
         moegate.RoutingRule(weighting=Weighting(renormalize=True, order=2.0)),
@@ -62,6 +63,7 @@ COMPOSED = [
         False,
         "the kernel divides by the plain sum",
     ),
+    (moegate.recipes.inkling(), False, "the kernel weighs no shared experts"),
     (moegate.RoutingRule(estimator=StraightThrough()), True, "StraightThrough estimates a gradient"),
     (moegate.RoutingRule(estimator=Relaxed()), True, "Relaxed estimates a gradient"),
 ]

@@ -30,6 +30,7 @@ PUBLIC = {
     "config",
     "dispatch",
     "estimators",
+    "extra",
     "gates",
     "metrics",
     "noise",

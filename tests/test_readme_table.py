@@ -11,6 +11,7 @@ import moegate
 from moegate import config, recipes
 from moegate.cli.shell import load_verb
 from moegate.estimators import ESTIMATORS, Estimator
+from moegate.extra import EXTRAS, Extra
 from moegate.lab.training.balancing import balance_strategy
 from moegate.lab.training.routers import router_spec
 from moegate.noise import NOISES, Noise
@@ -26,6 +27,7 @@ PARTS = {
         *SCORES.values(),
         *NOISES.values(),
         *ESTIMATORS.values(),
+        *EXTRAS.values(),
         moegate.Weighting,
         moegate.Capacity,
     )
@@ -37,6 +39,7 @@ ROLES: dict[str, type[Part]] = {
     "weighting": moegate.Weighting,
     "estimator": Estimator,
     "capacity": moegate.Capacity,
+    "extra": Extra,
 }
 
 

@@ -7,6 +7,7 @@ import moegate
 from moegate import recipes
 from moegate.capacity import Capacity
 from moegate.estimators import Relaxed, StraightThrough
+from moegate.extra import NullExperts, SharedWeights
 from moegate.noise import GumbelNoise, InputJitter, LearnedNoise
 from moegate.rule import RoutingRule
 from moegate.scoring import Constant, ReLU, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
@@ -35,6 +36,11 @@ PUBLISHED: dict[str, RoutingRule] = {
     "qwen3_moe": RoutingRule(TopK(8), weighting=RENORMALIZED),
     "olmoe": RoutingRule(TopK(8)),
     "st_moe": RoutingRule(TopK(2), weighting=RENORMALIZED, noise=InputJitter(0.01), capacity=Capacity(1.25)),
+    "nllb_moe": RoutingRule(
+        TopK(2),
+        weighting=Weighting(renormalize=True, floor=2.0**-23),
+        capacity=Capacity(1.0, places=64, eval_factor=64.0, weigh="after"),
+    ),
     "deepseek_v2": RoutingRule(
         GroupedTopK(6, num_groups=8, groups_kept=3, group_score="max"), weighting=Weighting(scale=16.0)
     ),
@@ -46,6 +52,10 @@ PUBLISHED: dict[str, RoutingRule] = {
     "deepseek_v4": RoutingRule(TopK(6), score=SqrtSoftplus(), weighting=Weighting(renormalize=True, scale=1.5)),
     "gpt_oss": RoutingRule(TopK(4), score=SoftmaxSelected()),
     "phimoe": RoutingRule(SparseMixer(2, 0.01)),
+    "zaya": RoutingRule(TopK(1), extra=NullExperts(1)),
+    "inkling": RoutingRule(
+        TopK(6), score=Sigmoid(), weighting=Weighting(renormalize=True, scale=8.0), extra=SharedWeights(2)
+    ),
     "llama4": RoutingRule(TopK(1), score=Sigmoid(), weighting=Weighting(apply_to="input")),
     "expert_choice": RoutingRule(ExpertChoice(2.0, "batch"), score=Softmax()),
     "soft_moe": RoutingRule(SoftSlots(1, "sequence")),

@@ -12,6 +12,7 @@ import moegate
 from moegate import recipes
 from moegate.capacity import Capacity
 from moegate.estimators import ESTIMATORS
+from moegate.extra import EXTRAS
 from moegate.noise import NOISES
 from moegate.rule import RoutingRule
 from moegate.scoring import SCORES
@@ -43,7 +44,9 @@ def test_json_there_and_back(rule: RoutingRule) -> None:
 
 @every_rule
 def test_the_representation_makes_the_rule_again(rule: RoutingRule) -> None:
-    parts = {part.__name__: part for table in (SELECTIONS, SCORES, NOISES, ESTIMATORS) for part in table.values()}
+    parts = {
+        part.__name__: part for table in (SELECTIONS, SCORES, NOISES, ESTIMATORS, EXTRAS) for part in table.values()
+    }
     names = {**parts, "RoutingRule": RoutingRule, "Weighting": Weighting, "Capacity": Capacity}
     assert eval(repr(rule), names) == rule
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from moegate import estimators, gates, noise, recipes, records, scoring, selection, weighting
+from moegate import estimators, extra, gates, noise, recipes, records, scoring, selection, weighting
 from moegate.capacity import Capacity, capacity
 from moegate.dispatch import Plan, combine, dispatch
 from moegate.experts import Experts, SharedExperts
@@ -49,6 +49,7 @@ __all__ = [
     "config",
     "dispatch",
     "estimators",
+    "extra",
     "gates",
     "metrics",
     "noise",

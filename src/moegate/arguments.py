@@ -65,13 +65,11 @@ def flat_token_ids(token_ids: Tensor | None, batch_shape: tuple[int, ...], like:
     return None if ids_T is None else ids_T.to(torch.int64)
 
 
-def flat_expert_index(values: object, batch_shape: tuple[int, ...], num_experts: int, like: Tensor) -> Tensor | None:
-    """The experts of each token as ``[T, K]`` int64 with ``-1`` in empty slots; None stays None.
+def flat_expert_index(values: object, batch_shape: tuple[int, ...], num_experts: int, like: Tensor) -> Tensor:
+    """The experts of each token as ``[T, K]`` int64 with ``-1`` in empty slots.
 
     Raises unless every token has as many slots as the others, and no expert twice.
     """
-    if values is None:
-        return None
     shape = ", ".join((*(str(size) for size in batch_shape), "K"))
     wanted = f"an integer tensor of the experts of each token, [{shape}], with -1 for an empty slot"
     if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:

@@ -104,12 +104,14 @@ class SharedExperts(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The output ``[..., D]`` of hidden states ``[..., D]``."""
+    def forward(self, hidden: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The output ``[..., D]`` of hidden states ``[..., D]``; ``weights`` ``[..., S]`` weigh equal parts of it."""
         if self.activation in GATED:
             inner = GATED[self.activation](_linear(hidden, self.gate_proj)) * _linear(hidden, self.up_proj)
         else:
             inner = PLAIN[self.activation](_linear(hidden, self.up_proj))
+        if weights is not None:
+            inner = inner * weights.to(inner.dtype).repeat_interleave(inner.shape[-1] // weights.shape[-1], dim=-1)
         return _linear(inner, self.down_proj)
 
     def reset_parameters(self) -> None:

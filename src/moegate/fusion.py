@@ -10,7 +10,7 @@ import torch
 
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
-from moegate.selection import GroupedTopK, TopK
+from moegate.selection import GroupedTopK, ProductKeyTopK, TopK
 
 _SCORES = (Softmax, SoftmaxSelected, Sigmoid, SqrtSoftplus, Identity, ReLU)
 
@@ -53,7 +53,7 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
     if reason is not None:
         return Composed(reason)
     selection = rule.selection
-    if type(selection) is TopK:
+    if type(selection) is TopK or type(selection) is ProductKeyTopK:
         groups = (1, 1, "max")
     elif type(selection) is GroupedTopK:
         groups = (selection.num_groups, selection.groups_kept, selection.group_score)
@@ -84,12 +84,20 @@ def _why_composed(rule: RoutingRule, training: bool) -> str | None:
             "a capacity that reroutes weighs its experts anew",
         ),
         (
+            rule.capacity is not None and rule.capacity.weigh == "after",
+            "a capacity that weighs after dropping weighs anew",
+        ),
+        (
             rule.rank_by == "biased_logits" and adds_to_scores,
             "the kernel adds the bias to scores, not to logits",
         ),
         (
             weighting.renormalize and (weighting.order != 1.0 or weighting.floor > 0.0),
             "the kernel divides by the plain sum",
+        ),
+        (
+            rule.extra is not None and rule.extra.num_shared > 0,
+            "the kernel weighs no shared experts",
         ),
     )
     return next((reason for stands, reason in obstacles if stands), None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moegate.arguments import check_hidden
-from moegate.parts import check_choice, check_positive, check_positive_integer
+from moegate.parts import check_choice, check_integer, check_positive, check_positive_integer
 from moegate.precision import without_autocast
 
 __all__ = ["CosineGate", "Gate", "LinearGate", "MLPGate", "NoisyLinearGate", "NormedGate", "ResidualGate"]
@@ -34,7 +34,8 @@ class Gate(nn.Module):
         hidden_size: ``D``.
         num_experts: the number of logits; for Soft MoE, experts times slots.
         correction_bias: registers ``e_score_correction_bias``, a float32 buffer ``[E]`` for the selection, which a
-            controller updates. It stays float32 when the model is converted to a narrower type.
+            controller updates. It stays float32 when the model is converted to a narrower type. A number is the
+            length of the buffer, for a rule that selects among another number of classes than there are logits.
         float32: compute the logits in float32 even if the model or autocast is narrower. On by default: narrow
             routers change which experts are chosen.
     """
@@ -42,7 +43,7 @@ class Gate(nn.Module):
     e_score_correction_bias: Tensor | None
 
     def __init__(
-        self, hidden_size: int, num_experts: int, *, correction_bias: bool = False, float32: bool = True
+        self, hidden_size: int, num_experts: int, *, correction_bias: bool | int = False, float32: bool = True
     ) -> None:
         super().__init__()
         check_positive_integer("hidden_size", hidden_size)
@@ -50,7 +51,9 @@ class Gate(nn.Module):
         self.hidden_size = hidden_size
         self.num_experts = num_experts
         self.float32 = float32
-        bias_E = torch.zeros(num_experts, dtype=torch.float32) if correction_bias else None
+        num_biased = num_experts if correction_bias is True else int(correction_bias)
+        check_integer("correction_bias", num_biased, least=0)
+        bias_E = torch.zeros(num_biased, dtype=torch.float32) if num_biased else None
         self.register_buffer("e_score_correction_bias", bias_E)
 
     def forward(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
@@ -114,7 +117,7 @@ class LinearGate(Gate):
         num_experts: int,
         *,
         bias: bool = False,
-        correction_bias: bool = False,
+        correction_bias: bool | int = False,
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
@@ -143,7 +146,7 @@ class NoisyLinearGate(LinearGate):
     """
 
     def __init__(
-        self, hidden_size: int, num_experts: int, *, correction_bias: bool = False, float32: bool = True
+        self, hidden_size: int, num_experts: int, *, correction_bias: bool | int = False, float32: bool = True
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
@@ -177,7 +180,7 @@ class MLPGate(Gate):
         *,
         hidden_sizes: Sequence[int] = (64,),
         activation: str = "gelu",
-        correction_bias: bool = False,
+        correction_bias: bool | int = False,
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
@@ -224,7 +227,7 @@ class CosineGate(Gate):
         *,
         projection_size: int | None = None,
         temperature: float = 0.5,
-        correction_bias: bool = False,
+        correction_bias: bool | int = False,
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
@@ -268,7 +271,7 @@ class NormedGate(Gate):
         num_experts: int,
         *,
         eps: float = 1e-6,
-        correction_bias: bool = False,
+        correction_bias: bool | int = False,
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)
@@ -308,7 +311,7 @@ class ResidualGate(LinearGate):
         num_experts: int,
         *,
         previous_num_experts: int | None = None,
-        correction_bias: bool = False,
+        correction_bias: bool | int = False,
         float32: bool = True,
     ) -> None:
         super().__init__(hidden_size, num_experts, correction_bias=correction_bias, float32=float32)

@@ -75,10 +75,16 @@ class MoE(nn.Module):
             raise ValueError("correction_bias goes to the default gate: give your gate correction_bias=True instead.")
         if isinstance(self.rule.selection, SoftSlots) and (correction_bias or expert_scale):
             raise ValueError("Soft routing mixes by its logits alone: leave correction_bias and expert_scale False.")
-        num_logits = num_experts * _logits_per_expert(self.rule)
+        num_logits = self.rule.num_logits(num_experts)
+        num_weighed = 0 if self.rule.extra is None else self.rule.extra.num_shared
+        if num_weighed not in {0, num_shared_experts}:
+            raise ValueError(
+                f"{self.rule.extra!r} weighs {num_weighed} shared experts, but num_shared_experts={num_shared_experts}."
+            )
         if gate is None:
             default = NoisyLinearGate if isinstance(self.rule.noise, LearnedNoise) else LinearGate
-            gate = default(hidden_size, num_logits, correction_bias=correction_bias)
+            num_biased = self.rule.num_classes(num_experts) if correction_bias else 0
+            gate = default(hidden_size, num_logits, correction_bias=num_biased)
         _check_gate(gate, self.rule, hidden_size, num_logits)
         self.hidden_size = hidden_size
         self.num_experts = num_experts
@@ -139,7 +145,7 @@ class MoE(nn.Module):
         )
         out_TD = self._mixture(tokens_TD, routing)
         if self.shared_experts is not None:
-            out_TD = out_TD + self.shared_experts(tokens_TD)
+            out_TD = out_TD + self.shared_experts(tokens_TD, routing.shared_weights)
         return out_TD.view(hidden.shape), routing
 
     def route(
@@ -221,7 +227,3 @@ def _check_gate(gate: object, rule: RoutingRule, hidden_size: int, num_logits: i
         raise ValueError(f"The gate takes hidden states of {gate.hidden_size}, but hidden_size={hidden_size}.")
     if isinstance(rule.noise, LearnedNoise) and type(gate).noise_scale is Gate.noise_scale:
         raise ValueError(f"This rule has a learned noise, but {type(gate).__name__} has none: use a NoisyLinearGate.")
-
-
-def _logits_per_expert(rule: RoutingRule) -> int:
-    return rule.selection.slots_per_expert if isinstance(rule.selection, SoftSlots) else 1

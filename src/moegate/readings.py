@@ -190,6 +190,50 @@ def ranks_by_logits(score: Score, bias: Tensor | None, rank_by: str) -> bool:
     return bias is None and rank_by == "logits" and score.monotone
 
 
+@dataclass(frozen=True, eq=False)
+class FirstReadings:
+    """The readings of the first ``num_experts`` classes, where those behind them are no experts."""
+
+    readings: Readings
+    num_experts: int
+
+    @property
+    def logits(self) -> Tensor:
+        """``[T, E]`` clean logits."""
+        return self.readings.logits[:, : self.num_experts]
+
+    @property
+    def scores(self) -> Tensor:
+        """``[T, E]`` unbiased scores; those of a softmax sum to what it leaves to the experts."""
+        return self.readings.scores[:, : self.num_experts]
+
+    @property
+    def selection_scores(self) -> Tensor:
+        """``[T, E]`` scores plus bias."""
+        return self.readings.selection_scores[:, : self.num_experts]
+
+    @property
+    def ranking(self) -> Tensor:
+        """``[T, E]``, what experts are ordered by."""
+        return self.readings.ranking[:, : self.num_experts]
+
+    @property
+    def noisy_logits(self) -> Tensor | None:
+        """``[T, E]`` after noise, or None."""
+        noisy_TE = self.readings.noisy_logits
+        return None if noisy_TE is None else noisy_TE[:, : self.num_experts]
+
+    @property
+    def shares(self) -> Tensor | None:
+        """``[T, E]``, what probabilities are made of where scores can not be, or None."""
+        shares_TE = self.readings.shares
+        return None if shares_TE is None else shares_TE[:, : self.num_experts]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "FirstReadings":
+        """The same readings with every tensor changed."""
+        return replace(self, readings=self.readings.each(change))
+
+
 Record = TypeVar("Record", ComputedReadings, DeferredReadings)
 
 

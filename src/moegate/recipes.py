@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from moegate.capacity import Capacity
 from moegate.estimators import Relaxed, StraightThrough
+from moegate.extra import NullExperts, SharedWeights
 from moegate.noise import GaussianNoise, GumbelNoise, InputJitter, LearnedNoise
 from moegate.parts import did_you_mean
 from moegate.rule import RoutingRule
@@ -134,6 +135,29 @@ def st_moe(*, capacity_factor: float | None = 1.25, jitter: float = 1e-2) -> Rou
     )
 
 
+def nllb_moe(*, places: int | None = 64, num_experts: int = 128, eval_fraction: float = 1.0) -> RoutingRule:
+    """NLLB-MoE: top-2, ``places`` an expert, renormalised over what is left, room for all in evaluation (2207.04672).
+
+    ``places=None`` is twice the even share. In evaluation an expert takes ``eval_fraction`` of the tokens. Both experts
+    are taken, ``second_expert_policy="all"``; for the other policies replace the selection by ``SecondChoice``.
+
+    Example:
+        >>> nllb_moe().capacity.places
+        64
+    """
+    return RoutingRule(
+        selection=TopK(2),
+        weighting=Weighting(renormalize=True, floor=2.0**-23),
+        capacity=Capacity(
+            1.0,
+            multiple_of=1 if places else 2,
+            places=places,
+            eval_factor=eval_fraction * num_experts / 2,
+            weigh="after",
+        ),
+    )
+
+
 def deepseek_v2(top_k: int = 6, *, num_groups: int = 8, groups_kept: int = 3, scale: float = 16.0) -> RoutingRule:
     """DeepSeek-V2: softmax, device-limited top-6 of 160 (groups by their maximum), scaled (arXiv 2405.04434).
 
@@ -189,6 +213,34 @@ def phimoe(top_k: int = 2, *, epsilon: float = 1e-2) -> RoutingRule:
         0.01
     """
     return RoutingRule(selection=SparseMixer(top_k, epsilon))
+
+
+def zaya(top_k: int = 1) -> RoutingRule:
+    """ZAYA: softmax over the experts and one null class, biased top-1, not renormalised. Goes with a selection bias.
+
+    Example:
+        >>> zaya().extra
+        NullExperts(count=1)
+    """
+    return RoutingRule(selection=TopK(top_k), extra=NullExperts(1))
+
+
+def inkling(top_k: int = 6, *, num_shared: int = 2, scale: float = 8.0) -> RoutingRule:
+    """Inkling: sigmoid, biased top-6, renormalised over the chosen and the shared experts together, scaled.
+
+    Goes with ``MoE(..., num_shared_experts=num_shared)`` and a selection bias; its learned scale of all weights is an
+    ``expert_scale``.
+
+    Example:
+        >>> inkling().extra
+        SharedWeights(count=2)
+    """
+    return RoutingRule(
+        selection=TopK(top_k),
+        score=Sigmoid(),
+        weighting=Weighting(renormalize=True, scale=scale),
+        extra=SharedWeights(num_shared),
+    )
 
 
 def llama4(top_k: int = 1) -> RoutingRule:
@@ -322,11 +374,14 @@ _RECIPES: tuple[Callable[..., RoutingRule], ...] = (
     qwen3_moe,
     olmoe,
     st_moe,
+    nllb_moe,
     deepseek_v2,
     deepseek_v3,
     deepseek_v4,
     gpt_oss,
     phimoe,
+    zaya,
+    inkling,
     llama4,
     expert_choice,
     soft_moe,

@@ -71,6 +71,8 @@ class Routing:
         token_mask: ``[T]`` bool, True for a real token; None when all tokens are real.
         noise_scale: ``[T, E]``, the standard deviation of a normal noise that was drawn; None otherwise.
         slots: the slot mixture of a soft routing; None for all others.
+        shared_weights: ``[T, S]``, the weights of shared experts that are weighed together with the chosen ones; None
+            where they have none.
 
     Example:
         >>> import torch, moegate
@@ -88,6 +90,7 @@ class Routing:
     token_mask: Tensor | None = None
     noise_scale: Tensor | None = None
     slots: SlotMixture | None = None
+    shared_weights: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:

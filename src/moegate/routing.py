@@ -3,10 +3,12 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from moegate.arguments import (
     as_generator,
@@ -17,12 +19,14 @@ from moegate.arguments import (
     like_logits,
     per_expert,
 )
-from moegate.capacity import Capacity, keep_within, reroute
+from moegate.capacity import Capacity, reroute
 from moegate.estimators import Relaxed
+from moegate.extra import Extra
 from moegate.fusion import Fused, operator_of
+from moegate.noise import Noise
 from moegate.ops.topk_gate import topk_gate
 from moegate.parts import Part
-from moegate.readings import ComputedReadings, DeferredReadings, wide_logits
+from moegate.readings import ComputedReadings, DeferredReadings, FirstReadings, wide_logits
 from moegate.records import EMPTY, Routing
 from moegate.rule import RoutingRule
 from moegate.scoring import Constant, SoftmaxSelected, gather_slots
@@ -85,18 +89,23 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
     mask_T = flat_mask(token_mask, batch_shape, logits)
     generator = as_generator(generator, logits.device)
     scale_TE = like_logits("noise_scale", noise_scale, source_TE, batch_shape)
+    shared_TS, num_classes = None, num_experts
+    if rule.extra is not None:
+        num_classes += rule.extra.num_null
+        if rule.extra.num_shared:
+            source_TE, shared_TS = source_TE.tensor_split([-rule.extra.num_shared], dim=-1)
+            scale_TE = None if scale_TE is None else scale_TE[:, : -rule.extra.num_shared]
+            shared_TS = wide_logits(shared_TS, mask_T)
+    source_TE = rule.selection.expert_logits(source_TE)
     noisy_TE = None
     if training and rule.noise is not None:
-        clean_TE = wide_logits(source_TE, mask_T)
-        scale_TE = rule.noise.standard_deviation(clean_TE, scale_TE)
-        noisy_TE = rule.noise.on_logits(clean_TE, scale_TE, generator)
-        noisy_TE = None if noisy_TE is clean_TE else noisy_TE
-    bias_E = per_expert("bias", bias, num_experts, source_TE)
+        noisy_TE, scale_TE = _noisy(rule.noise, wide_logits(source_TE, mask_T), scale_TE, generator)
+    bias_E = per_expert("bias", bias, num_classes, source_TE)
     if bias_E is not None:
         # A balancer changes its bias in place; what is read from this routing later must be what it was made with.
         bias_E = (bias_E.detach() if bias_E.requires_grad else bias_E).clone()
     candidates = Candidates(
-        num_experts=num_experts,
+        num_experts=num_classes,
         readings=DeferredReadings(
             source_TE, mask_T, noisy_TE, rule.score, bias_E, rule.rank_by, torch.is_grad_enabled()
         ),
@@ -107,16 +116,28 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         generator=generator,
         token_ids=flat_token_ids(token_ids, batch_shape, logits),
         hash_table=hash_table,
+        shared_logits=shared_TS,
     )
-    expert_scale_E = per_expert("expert_scale", expert_scale, num_experts, source_TE)
-    given_TK = flat_expert_index(expert_index, batch_shape, num_experts, source_TE)
-    if given_TK is not None:
+    expert_scale_E = None
+    if expert_scale is not None:
+        expert_scale_E = _scale_of_experts(expert_scale, rule.extra, num_experts, source_TE)
+    if expert_index is not None:
+        given_TK = flat_expert_index(expert_index, batch_shape, num_classes, source_TE)
         return _replayed(rule, candidates, expert_scale_E, given_TK)
     operator = operator_of(rule, training and rule.estimator is not None)
     # A gradient of float64 logits is one of research, in any order and by any transform: composed, it has them all.
     if isinstance(operator, Fused) and logits.dtype != torch.float64:
         return _fused(operator, rule, candidates, expert_scale_E)
     return _composed(rule, candidates, expert_scale_E)
+
+
+def _noisy(
+    noise: Noise, clean_TE: Tensor, scale_TE: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The logits after noise, None if the noise was drawn elsewhere, and its standard deviation."""
+    scale_TE = noise.standard_deviation(clean_TE, scale_TE)
+    noisy_TE = noise.on_logits(clean_TE, scale_TE, generator)
+    return None if noisy_TE is clean_TE else noisy_TE, scale_TE
 
 
 def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor | None) -> Routing:
@@ -132,7 +153,7 @@ def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_sc
     weights_TK = gated.weights
     if expert_scale_E is not None:
         weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, gated.index)
-    routing = _routing(candidates, gated.index, gated.index, weights_TK)
+    routing = _without_nulls(rule, _routing(candidates, gated.index, gated.index, weights_TK))
     return routing if rule.capacity is None else _without_overflow(routing, rule.capacity, candidates)
 
 
@@ -144,11 +165,15 @@ def _composed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     if selected.slots is not None and selected.weights is not None:
         return _soft_routing(candidates, selected, index_TK)
     assign = _assignment(rule, candidates, expert_scale_E, selected.weights)
-    routing = _routing(candidates, index_TK, *assign(index_TK))
+    routing = _assigned(rule, candidates, index_TK, assign)
     if rule.capacity is None:
         return routing
     if rule.capacity.overflow == "drop":
-        return _without_overflow(routing, rule.capacity, candidates)
+        left = _without_overflow(routing, rule.capacity, candidates)
+        if rule.capacity.weigh == "before":
+            return left
+        again = _assigned(rule, candidates, left.expert_index, assign)
+        return replace(again, selected_index=routing.selected_index)
     return _rerouted(routing, rule.capacity, (candidates, selected), assign)
 
 
@@ -162,19 +187,29 @@ def _replayed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     selected = rule.selection.replay(candidates, given_TK)
     mask_T = candidates.token_mask
     index_TK = selected.index if mask_T is None else selected.index.masked_fill(~mask_T[:, None], EMPTY)
-    return _routing(candidates, index_TK, *_assignment(rule, candidates, expert_scale_E, selected.weights)(index_TK))
+    assign = _assignment(rule, candidates, expert_scale_E, selected.weights)
+    return _assigned(rule, candidates, index_TK, assign)
 
 
 def _check_rule(rule: RoutingRule, logits: Tensor, training: bool) -> int:
     if not isinstance(rule, RoutingRule):
         raise TypeError(f"rule must be a RoutingRule, such as moegate.recipes.mixtral(); got {type(rule).__name__}.")
     check_logits(logits)
-    num_experts = rule.selection.num_experts(logits.shape[-1])
-    rule.check(num_experts)
+    count = _count_experts if torch.compiler.is_compiling() else _known_number
+    num_experts = count(rule, logits.shape[-1])
     if training or logits.requires_grad:
         _warn_of_lost_gradient(rule)
     return num_experts
 
+
+def _count_experts(rule: RoutingRule, num_logits: int) -> int:
+    """Among how many experts the rule routes; raises when it can't."""
+    num_experts = rule.num_experts(num_logits)
+    rule.check(num_experts)
+    return num_experts
+
+
+_known_number = lru_cache(maxsize=1024)(_count_experts)
 
 Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -187,10 +222,15 @@ def _assignment(
     ``own_TK`` are the raw weights of a selection that has its own.
     """
 
+    logits_TE = candidates.logits
+    if candidates.shared_logits is not None:
+        logits_TE = torch.cat([logits_TE, candidates.shared_logits], dim=-1)
+
     def assign(index_TK: Tensor) -> tuple[Tensor, Tensor]:
-        chosen_TK = own_TK
+        chosen_TK = None if own_TK is None else own_TK.masked_fill(index_TK < 0, 0.0)
         if chosen_TK is None:
-            chosen_TK = rule.score.weights(candidates.logits, candidates.scores, index_TK)
+            scores_TE = candidates.scores if candidates.shared_logits is None else rule.score.scores(logits_TE)
+            chosen_TK = rule.score.weights(logits_TE, scores_TE, index_TK)
         weights_TK = rule.weighting.weigh(chosen_TK)
         if candidates.training and rule.estimator is not None:
             index_TK, weights_TK = rule.estimator.estimate(
@@ -199,10 +239,55 @@ def _assignment(
         if expert_scale_E is not None:
             weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, index_TK)
         # A score may look sound although a logit of its row is NaN; the weights must not.
-        spoiled_T1 = candidates.logits.isnan().any(dim=-1, keepdim=True)
+        spoiled_T1 = logits_TE.isnan().any(dim=-1, keepdim=True)
         return index_TK, weights_TK.masked_fill(spoiled_T1, float("nan")).masked_fill(index_TK < 0, 0.0)
 
     return assign
+
+
+def _assigned(rule: RoutingRule, candidates: Candidates, index_TK: Tensor, assign: Assignment) -> Routing:
+    """The routing to chosen classes, before any dropping."""
+    shared_TS = candidates.shared_logits
+    if shared_TS is None:
+        return _without_nulls(rule, _routing(candidates, index_TK, *assign(index_TK)))
+    # The shared experts stand behind the others, in slots that all real tokens fill.
+    num_shared, mask_T = shared_TS.shape[1], candidates.token_mask
+    shared_index_TS = torch.arange(num_shared, device=index_TK.device) + candidates.num_experts
+    shared_index_TS = shared_index_TS.expand(index_TK.shape[0], num_shared)
+    if mask_T is not None:
+        shared_index_TS = shared_index_TS.masked_fill(~mask_T[:, None], EMPTY)
+    _, joint_TK = assign(torch.cat([index_TK, shared_index_TS], dim=-1))
+    weights_TK, weights_TS = joint_TK.tensor_split([index_TK.shape[1]], dim=-1)
+    return replace(_routing(candidates, index_TK, index_TK, weights_TK), shared_weights=weights_TS)
+
+
+def _without_nulls(rule: RoutingRule, routing: Routing) -> Routing:
+    """The routing with empty slots where a null class was chosen, and without a trace of these classes."""
+    if rule.extra is None or not rule.extra.num_null:
+        return routing
+    num_experts = routing.num_experts - rule.extra.num_null
+    null_TK = routing.expert_index >= num_experts
+    scale_TE = routing.noise_scale
+    return replace(
+        routing,
+        num_experts=num_experts,
+        readings=FirstReadings(routing.readings, num_experts),
+        expert_index=routing.expert_index.masked_fill(null_TK, EMPTY),
+        weights=routing.weights.masked_fill(null_TK, 0.0),
+        selected_index=routing.selected_index.masked_fill(routing.selected_index >= num_experts, EMPTY),
+        noise_scale=None if scale_TE is None else scale_TE[:, :num_experts],
+    )
+
+
+def _scale_of_experts(expert_scale: Tensor, extra: Extra | None, num_experts: int, like: Tensor) -> Tensor | None:
+    """A factor for every expert, and for extra classes that were given none, 1."""
+    if extra is None:
+        return per_expert("expert_scale", expert_scale, num_experts, like)
+    all_classes = num_experts + extra.count
+    if extra.num_shared and isinstance(expert_scale, Tensor) and tuple(expert_scale.shape) == (all_classes,):
+        return per_expert("expert_scale", expert_scale, all_classes, like)
+    scale_E = per_expert("expert_scale", expert_scale, num_experts, like)
+    return None if scale_E is None else functional.pad(scale_E, (0, extra.count), value=1.0)
 
 
 def _scaled_by_expert(weights_TK: Tensor, expert_scale_E: Tensor, index_TK: Tensor) -> Tensor:
@@ -243,11 +328,9 @@ def _soft_routing(candidates: Candidates, selected: Selected, index_TE: Tensor) 
 
 def _within(routing: Routing, capacity: Capacity, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
     """Which slots find a place, the order in which they were asked, and the places of an expert."""
-    index_TK = routing.expert_index
-    # Assignments are real tokens times k, and the same count serves routers whose k differs from token to token.
-    limit = capacity.limit_of_assignments((index_TK >= 0).sum(), routing.num_experts)
     order_N = capacity.assignment_order(routing, candidates.training, candidates.generator)
-    return keep_within(index_TK, order_N, limit.expand(routing.num_experts)), order_N, limit
+    kept_TK, limit = capacity.keep(routing, order_N, candidates.training)
+    return kept_TK, order_N, limit
 
 
 def _without_overflow(routing: Routing, capacity: Capacity, candidates: Candidates) -> Routing:

@@ -7,10 +7,11 @@ from typing import Any
 
 from moegate.capacity import Capacity
 from moegate.estimators import ESTIMATORS, Estimator, Relaxed
-from moegate.noise import NOISES, Noise
+from moegate.extra import EXTRAS, Extra
+from moegate.noise import NOISES, LearnedNoise, Noise
 from moegate.parts import Part, check_choice, did_you_mean, family_of, part_from_dict
 from moegate.scoring import SCORES, Score, Softmax, SoftmaxSelected
-from moegate.selection import SELECTIONS, Dense, ExpertChoice, Selection, SoftSlots, SparseMixer, TopK
+from moegate.selection import SELECTIONS, Dense, ExpertChoice, ProductKeyTopK, Selection, SoftSlots, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 
@@ -31,6 +32,7 @@ class RoutingRule:
         rank_by: ``"logits"``: without a bias, a monotone score is ranked by its logits, so that saturation does not
             blur the order. ``"scores"``: the scores are ranked even then, as the Ascend operators do.
             ``"biased_logits"``: the bias is added to the logits, whatever the score.
+        extra: what the logits behind those of the experts are for; see ``moegate.extra``.
 
     Raises:
         TypeError, ValueError: when a part is of the wrong family, or parts do not go together.
@@ -52,6 +54,7 @@ class RoutingRule:
     estimator: Estimator | None = None
     capacity: Capacity | None = None
     rank_by: str = "logits"
+    extra: Extra | None = None
 
     def __post_init__(self) -> None:
         for name, (family, optional) in _ROLES.items():
@@ -69,8 +72,12 @@ class RoutingRule:
             )
         if isinstance(self.selection, SoftSlots):
             self._check_soft()
+        if isinstance(self.selection, ProductKeyTopK) and isinstance(self.noise, LearnedNoise):
+            raise ValueError("A learned noise has one scale a logit, and product keys one logit for many experts.")
         if isinstance(self.estimator, Relaxed):
             self._check_relaxed()
+        if self.extra is not None:
+            self._check_extra(self.extra)
 
     def __hash__(self) -> int:
         # Kept, because each call of route() looks its rule up in a table.
@@ -88,6 +95,16 @@ class RoutingRule:
         for name in ("score", "weighting", "estimator"):
             if getattr(self, name) != _DEFAULTS[name]:
                 raise ValueError(f"{self.selection!r} mixes by softmaxes of its own: leave {name} at its default.")
+
+    def _check_extra(self, extra: Extra) -> None:
+        if isinstance(self.selection, SoftSlots | Dense | ExpertChoice):
+            raise ValueError(f"{self.selection!r} has no use for {extra!r}: every expert takes its part anyway.")
+        if self.capacity is not None and self.capacity.overflow != "drop":
+            raise ValueError(f"{extra!r} does not go with a capacity that reroutes: use Capacity(overflow='drop').")
+        if extra.num_shared and self.estimator is not None:
+            raise ValueError(f"{extra!r} weighs by the score alone: leave estimator None.")
+        if extra.num_shared and isinstance(self.selection, SparseMixer):
+            raise ValueError(f"{self.selection!r} has weights of its own, which {extra!r} can't join.")
 
     def _check_relaxed(self) -> None:
         if not isinstance(self.selection, TopK):
@@ -139,7 +156,44 @@ class RoutingRule:
         """
         if num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {num_experts}.")
-        self.selection.check(num_experts)
+        self.selection.check(self.num_classes(num_experts))
+
+    def num_classes(self, num_experts: int) -> int:
+        """Among how many classes the rule selects: the experts, and null experts if it has any. So long is a bias.
+
+        Example:
+            >>> import moegate
+            >>> moegate.recipes.zaya().num_classes(16), moegate.recipes.inkling().num_classes(16)
+            (17, 16)
+        """
+        return num_experts if self.extra is None else num_experts + self.extra.num_null
+
+    def num_logits(self, num_experts: int) -> int:
+        """How many logits a gate has to give for ``num_experts`` experts.
+
+        Example:
+            >>> import moegate
+            >>> moegate.recipes.zaya().num_logits(16), moegate.recipes.soft_moe(slots_per_expert=2).num_logits(16)
+            (17, 32)
+        """
+        num_shared = 0 if self.extra is None else self.extra.num_shared
+        return self.selection.num_logits(self.num_classes(num_experts)) + num_shared
+
+    def num_experts(self, num_logits: int) -> int:
+        """Among how many experts the rule routes by ``num_logits`` logits.
+
+        Example:
+            >>> import moegate
+            >>> moegate.recipes.zaya().num_experts(17)
+            16
+        """
+        num_null, num_shared = (0, 0) if self.extra is None else (self.extra.num_null, self.extra.num_shared)
+        if num_logits <= num_null + num_shared:
+            raise ValueError(
+                f"{num_logits} logits are too few for {self.extra!r}, which leaves none for the experts: give "
+                f"{num_null + num_shared} more than there are experts."
+            )
+        return self.selection.num_experts(num_logits - num_shared) - num_null
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as JSON values, one object a part."""
@@ -193,6 +247,7 @@ _ROLES: dict[str, tuple[type[Part], bool]] = {
     "noise": (Noise, True),
     "estimator": (Estimator, True),
     "capacity": (Capacity, True),
+    "extra": (Extra, True),
 }
 _TABLES: dict[str, Mapping[str, type[Any]]] = {
     "selection": SELECTIONS,
@@ -201,5 +256,6 @@ _TABLES: dict[str, Mapping[str, type[Any]]] = {
     "noise": NOISES,
     "estimator": ESTIMATORS,
     "capacity": family_of(Capacity),
+    "extra": EXTRAS,
 }
 _DEFAULTS = {field.name: field.default for field in fields(RoutingRule)}

@@ -33,12 +33,13 @@ def test_no_slot_is_empty(rule: RoutingRule, logits: Tensor, training: bool) -> 
 def test_ids_are_distinct_and_in_range(rule: RoutingRule, logits: Tensor, training: bool, biased: bool) -> None:
     bias = torch.linspace(-1, 1, NUM_EXPERTS) if biased else None
     routing = routed(logits, rule, training=training, generator=1, bias=bias)
+    num_experts = rule.num_experts(NUM_EXPERTS)
     for index in (routing.expert_index, routing.selected_index):
         assert index.dtype == torch.int64
-        assert index.numel() == 0 or -1 <= int(index.min()) <= int(index.max()) < NUM_EXPERTS
+        assert index.numel() == 0 or -1 <= int(index.min()) <= int(index.max()) < num_experts
         assert distinct(index)
     assert not routing.weights[routing.expert_index < 0].any()
-    assert routing.load.tolist() == [int((routing.expert_index == expert).sum()) for expert in range(NUM_EXPERTS)]
+    assert routing.load.tolist() == [int((routing.expert_index == expert).sum()) for expert in range(num_experts)]
 
 
 @pytest.mark.parametrize("rule", SPARSE.values(), ids=SPARSE.keys())

@@ -1,8 +1,41 @@
-"""Hugging Face: the MoE models of transformers, read, captured, replayed, balanced and run on moegate's kernels."""
+"""Hugging Face: the MoE models of transformers, read, captured, replayed, balanced and run on moegate's kernels.
 
+Importing it registers the experts implementation "moegate": ``model.set_experts_implementation("moegate")``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.record import Recording, record
 from moegate.hf.replay import Replay, replay
 from moegate.hf.statistics import Statistics
+from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
+from moegate.hf.upcycle import upcycle
 
-__all__ = ["MoELayer", "Recording", "Replay", "Statistics", "moe_layers", "record", "replay"]
+if TYPE_CHECKING:
+    from moegate.hf.training.callback import RoutingCallback
+
+__all__ = [
+    "MoELayer",
+    "Recording",
+    "Replay",
+    "RoutingCallback",
+    "Statistics",
+    "Swapped",
+    "SwappedLayer",
+    "moe_layers",
+    "record",
+    "replay",
+    "swap",
+    "unswap",
+    "upcycle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The callback loads the trainer of transformers, so it is imported when it is first used."""
+    if name == "RoutingCallback":
+        return import_module("moegate.hf.training.callback").RoutingCallback
+    raise AttributeError(f"module 'moegate.hf' has no attribute {name!r}")

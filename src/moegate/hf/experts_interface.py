@@ -7,7 +7,8 @@ module's own ``_apply_gate`` or ``act_fn`` between moegate's products elsewhere.
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from moegate.ops.grouped_mm import grouped_mm
 from moegate.ops.mixture import mixture
 from moegate.ops.permute import permute
 from moegate.ops.permute.reference import wide_type
+from moegate.ops.transforms import is_transformed
 
 try:
     from transformers import activations
@@ -29,7 +31,7 @@ except ImportError as error:
         "moegate.hf works on the models of transformers 5, which is not installed: run pip install 'moegate[hf]'."
     ) from error
 
-__all__ = ["NAME", "experts_forward"]
+__all__ = ["NAME", "Networks", "experts_forward", "run_networks"]
 
 NAME = "moegate"
 """The name of the implementation, for ``set_experts_implementation`` and ``from_pretrained``."""
@@ -73,12 +75,15 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     """
     has_gate = getattr(self, "has_gate", True)
     # Read once: a parametrised weight (quantized, with an adapter) is made anew each time.
-    up, down = getattr(self, "gate_up_proj" if has_gate else "up_proj", None), getattr(self, "down_proj", None)
+    up: Any = getattr(self, "gate_up_proj" if has_gate else "up_proj", None)
+    down: Any = getattr(self, "down_proj", None)
     reason = _why_not(up, down, hidden_states)
     if reason:
         _warn_once(type(self).__name__, reason)
         return _own_forward(self)(self, hidden_states, top_k_index, top_k_weights)
-    index_TK = _held_experts(top_k_index, up.shape[0])
+    if up.shape[0] != down.shape[0]:  # LongCat-Flash has rows for experts that do nothing
+        up = up[: down.shape[0]]
+    index_TK = _held_experts(top_k_index, down.shape[0])
     rows_TD = hidden_states.to(_type_of_products(hidden_states, up))
     activation = _kernel_of(self, has_gate)
     if activation is None:
@@ -92,36 +97,101 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
 def _composed(
     experts: nn.Module, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """moegate's plan, products and ways around what the module does between them by itself."""
-    up, down = projections
-    transposed, has_bias = getattr(experts, "is_transposed", False), getattr(experts, "has_bias", False)
-    places = dispatch_plan(index_TK, up.shape[0])
+    """moegate's plan and ways around products with what the module does between them by itself."""
+    places = dispatch_plan(index_TK, projections[0].shape[0])
     rows_RD = permute(hidden_TD, places.slot, places.inverse)
-    expert_R = _experts_of_rows(places.offsets, rows_RD) if has_bias else None
-    has_gate = getattr(experts, "has_gate", True)
-    up_name = "gate_up_proj" if has_gate else "up_proj"
-    up_R = _product(rows_RD, up, places.offsets, transposed)
-    if expert_R is not None:
-        up_R = up_R + getattr(experts, f"{up_name}_bias")[expert_R]
-    between: Callable[[Tensor], Tensor] = experts._apply_gate if has_gate else experts.act_fn  # type: ignore[assignment]
-    inner_RF = between(up_R).to(rows_RD.dtype)
-    out_RD = _product(inner_RF, down, places.offsets, transposed)
-    if expert_R is not None:
-        out_RD = out_RD + experts.down_proj_bias[expert_R]  # type: ignore[index]
-    if getattr(experts, "has_post_expert_norm", False):
-        out_RD = experts.post_expert_norm(out_RD)  # type: ignore[operator]
+    out_RD = run_networks(Networks.of(experts, projections, rows_RD.dtype), rows_RD, places.offsets)
     return combine(out_RD, places.slot, places.inverse, weights_TK)
 
 
-def _product(rows_RI: Tensor, weight: Tensor, offsets_E: Tensor, transposed: bool) -> Tensor:
-    weight = weight.to(rows_RI.dtype)
-    return grouped_mm(rows_RI, weight.mT if transposed else weight, offsets_E)
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """The experts of a module in one layout, as views.
+
+    Attributes:
+        up: ``[E, D, 2F or F]``.
+        down: ``[E, F, D]``.
+        up_bias: ``[E, 2F or F]``, or None.
+        down_bias: ``[E, D]``, or None.
+        between: the activation, with the gate where there is one.
+        behind: a norm of the outputs, or None.
+    """
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    between: Callable[[Tensor], Tensor]
+    behind: Callable[[Tensor], Tensor] | None
+
+    @classmethod
+    def of(cls, experts: Any, projections: tuple[Tensor, Tensor], dtype: torch.dtype) -> "Networks":
+        has_gate, biases = getattr(experts, "has_gate", True), (None, None)
+        up, down = (weight.to(dtype) for weight in projections)
+        if not getattr(experts, "is_transposed", False):
+            up, down = up.mT, down.mT
+        if getattr(experts, "has_bias", False):
+            up_bias = experts.gate_up_proj_bias if has_gate else experts.up_proj_bias
+            biases = (up_bias.to(dtype), experts.down_proj_bias.to(dtype))
+        gate = getattr(experts, "_apply_gate", None) or partial(moe._default_apply_gate, experts)
+        between = gate if has_gate else experts.act_fn
+        behind = experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
+        return cls(up, down, *biases, between, behind)
 
 
-def _experts_of_rows(offsets_E: Tensor, rows_RD: Tensor) -> Tensor:
-    """``[R]``, the expert of each row; of rows that belong to none, any."""
+_ROWS_TO_STAY = 16
+"""Rows per expert from which on it pays to stay with one expert; below, what lies between the products runs once."""
+
+
+def run_networks(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """The outputs ``[R, D]`` of rows that are sorted by expert; ``offsets_E`` holds the end of each expert's."""
+    graph = _wants_gradient(rows_RD, networks.up, networks.down)
+    few = rows_RD.shape[0] < _ROWS_TO_STAY * networks.up.shape[0]
+    stays = not (graph or few or torch.compiler.is_compiling() or is_transformed())
+    return (_one_by_one if stays else _all_at_once)(networks, rows_RD, offsets_E)
+
+
+def _all_at_once(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """Two grouped products; rows that belong to no expert, which a compiler has, give anything finite."""
     row_R = torch.arange(rows_RD.shape[0], device=rows_RD.device)
-    return torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
+    expert_R = torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
+    up_R = _products(rows_RD, networks.up, offsets_E)
+    if networks.up_bias is not None:
+        up_R = up_R + networks.up_bias[expert_R]
+    out_RD = _products(networks.between(up_R).to(rows_RD.dtype), networks.down, offsets_E)
+    if networks.down_bias is not None:
+        out_RD = out_RD + networks.down_bias[expert_R]
+    return out_RD if networks.behind is None else networks.behind(out_RD)
+
+
+def _one_by_one(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """Each expert from its first product to its last, while its rows are in the cache."""
+    out_RD, start = torch.empty_like(rows_RD), 0
+    for expert, end in enumerate(offsets_E.tolist()):
+        if end > start:
+            up = _product(rows_RD[start:end], networks.up, networks.up_bias, expert)
+            out = _product(networks.between(up).to(rows_RD.dtype), networks.down, networks.down_bias, expert)
+            out_RD[start:end] = out if networks.behind is None else networks.behind(out)
+        start = end
+    return out_RD
+
+
+def _products(rows_RI: Tensor, weight_EIO: Tensor, offsets_E: Tensor) -> Tensor:
+    """Each expert's product: PyTorch's own, which leaves rows without an expert unwritten, where there are none."""
+    graph = _wants_gradient(rows_RI, weight_EIO) or torch.compiler.is_compiling() or is_transformed()
+    # PyTorch's asks for rows whose bytes are a multiple of 16.
+    odd = any(size * rows_RI.element_size() % 16 for size in weight_EIO.shape[1:])
+    if graph or odd or not rows_RI.is_cpu or rows_RI.dtype is torch.float64:
+        return grouped_mm(rows_RI, weight_EIO.mT, offsets_E)
+    return functional.grouped_mm(rows_RI, weight_EIO, offs=offsets_E.to(torch.int32))
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+    return rows @ weight[expert] if bias is None else torch.addmm(bias[expert], rows, weight[expert])
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _held_experts(index_TK: Tensor, num_experts: int) -> Tensor:
@@ -154,7 +224,8 @@ def _kernel_of(experts: nn.Module, has_gate: bool) -> str | None:
 
 
 def _has_own_gate(experts: nn.Module) -> bool:
-    return "_apply_gate" in vars(experts) or type(experts)._apply_gate is not moe._default_apply_gate  # type: ignore[attr-defined]
+    default = moe._default_apply_gate
+    return "_apply_gate" in vars(experts) or getattr(type(experts), "_apply_gate", default) is not default
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -182,8 +253,9 @@ _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _own_forward(experts: nn.Module) -> Callable[..., Tensor]:
-    """The forward that the class was written with, below the decorator of the interface."""
-    own: Callable[..., Tensor] = type(experts).forward.__wrapped__  # type: ignore[attr-defined]
+    """The forward that the class was written with: below a swap, and below the decorator of the interface."""
+    forward = getattr(type(experts), "own_class", type(experts)).forward
+    own: Callable[..., Tensor] = getattr(forward, "__wrapped__", forward)
     return own
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ByteTokenizer", "TextBatch", "Tokenizer", "load_model", "texts_to_batches"]
+__all__ = ["ByteTokenizer", "TextBatch", "Tokenizer", "load_model", "load_tokenizer", "texts_to_batches"]
 
 BYTES = 256
 BYTE_VOCABULARIES = range(BYTES, 513)
@@ -115,6 +115,22 @@ def load_model(
     config = _read(where, "AutoConfig", **options)
     model = _read(where, _auto_class(config), config=config, dtype=dtype, **options)
     return model.to(device).eval(), _tokenizer(where, config, **options)
+
+
+def load_tokenizer(name_or_folder: str | Path) -> Tokenizer:
+    """A tokenizer of transformers by its folder or name on the Hub; ``"bytes"`` is a ``ByteTokenizer``.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> load_tokenizer("bytes").encode("né")
+        [110, 195, 169]
+    """
+    if name_or_folder == "bytes":
+        return ByteTokenizer()
+    tokenizer: Tokenizer = _read(str(name_or_folder), "AutoTokenizer")
+    return tokenizer
 
 
 def texts_to_batches(

@@ -25,7 +25,7 @@ def build_content(sweeps: Sequence[Sweep], detail: Detail) -> dict[str, Any]:
     shown = _first_seeds(runs) if not detail.every_seed else runs
     return {
         "title": " and ".join(sweep.name for sweep in sweeps[:2]) + (" …" if len(sweeps) > 2 else ""),
-        "version": _version(),
+        "version": package_version(),
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "sweeps": [_sweep(sweep) for sweep in sweeps],
         "runs": [_run(number, run) | inside(run, detail, texts) for number, run in shown],
@@ -34,7 +34,8 @@ def build_content(sweeps: Sequence[Sweep], detail: Detail) -> dict[str, Any]:
     }
 
 
-def _version() -> str:
+def package_version() -> str:
+    """The installed version of moegate, as pages state it."""
     try:
         return version("moegate")
     except PackageNotFoundError:  # run from a checkout that is not installed

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moegate.report.detail import Detail
 from moegate.report.history import merge_windows
@@ -108,15 +109,16 @@ def _domains(evaluation: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def coactivation(pairs_LEE: Array | None, at_most: int) -> dict[str, Any] | None:
+def coactivation(pairs_LEE: npt.NDArray[Any] | None, at_most: int, listed: int = 0) -> dict[str, Any] | None:
     """How often two experts serve the same token, beside what their loads alone would give.
 
     `share` is the share of all pairs, as a multiple of an even spread over the pairs; `chance` holds the
-    factors a_i of the quasi-independent model, in which a pair is expected a_i a_j times.
+    factors a_i of the quasi-independent model, in which a pair is expected a_i a_j times. Where not all experts
+    are shown, `strongest` holds the `listed` strongest pairs of all of them: experts, multiple of chance, share.
     """
     if pairs_LEE is None or pairs_LEE.shape[1] < 2:
         return None
-    pairs_LEE = np.array(pairs_LEE)
+    pairs_LEE = np.array(pairs_LEE, dtype=np.float64)
     diagonal = np.arange(pairs_LEE.shape[1])
     pairs_LEE[:, diagonal, diagonal] = 0
     total_L = pairs_LEE.sum(axis=(1, 2))
@@ -130,10 +132,28 @@ def coactivation(pairs_LEE: Array | None, at_most: int) -> dict[str, Any] | None
     upper = np.stack([share[np.ix_(kept, kept)][rows, columns] for share, kept in zip(share_LEE, kept_LS, strict=True)])
     return {
         "experts": kept_LS.tolist() if shown < len(diagonal) else None,
+        "strongest": strongest_pairs(pairs_LEE, share_LEE, chance_LE, listed) if shown < len(diagonal) else None,
         "shown": shown,
         "share": pack_ratios(upper, np.uint16),
         "chance": pack_levels(np.take_along_axis(chance_LE, kept_LS, axis=1)),
     }
+
+
+_SELDOM = 5  # pairs seen less often say little: their multiple of chance is mostly noise
+
+
+def strongest_pairs(pairs_LEE: Array, share_LEE: Array, chance_LE: Array, listed: int) -> list[list[list[float]]]:
+    """The pairs of each layer that stand out most from chance, those aside that were hardly ever seen."""
+    count = pairs_LEE.shape[1]
+    rows, columns = np.triu_indices(count, 1)
+    strongest = []
+    for pairs_EE, share_EE, chance_E in zip(pairs_LEE, share_LEE, chance_LE, strict=True):
+        lift = share_EE[rows, columns] / (chance_E[rows] * chance_E[columns]).clip(min=1e-12)
+        lift[pairs_EE[rows, columns] < _SELDOM] = -1
+        best = [pair for pair in np.argsort(-lift, kind="stable")[:listed] if lift[pair] >= 0]
+        part = 2 * share_EE[rows, columns] / (count * (count - 1))
+        strongest.append([[int(rows[p]), int(columns[p]), round(lift[p], 3), float(f"{part[p]:.3g}")] for p in best])
+    return strongest
 
 
 def quasi_independence(pairs_LEE: Array, rounds: int = 100) -> Array:

@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moegate.report.reading import Array
 
@@ -31,11 +32,11 @@ def pack_levels(values: Array) -> dict[str, Any]:
     return {"largest": largest, "shape": list(values.shape), "data": _text(code, np.uint16)}
 
 
-def pack_experts(experts: Array) -> dict[str, Any]:
+def pack_experts(experts: npt.NDArray[Any]) -> dict[str, Any]:
     """Expert numbers; -1 becomes the largest code."""
     dtype = np.uint8 if experts.max(initial=0) < 255 else np.uint16
     none = np.iinfo(dtype).max
-    code = np.where(experts < 0, none, experts)
+    code: Array = np.where(experts < 0, none, experts)
     return {"bits": none.bit_length(), "none": int(none), "shape": list(experts.shape), "data": _text(code, dtype)}
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from moegate.report.detail import LEVELS
 from moegate.report.loading import load
 
 MAX_BYTES = 2_000_000
-SCRIPTS = (
-    "data.js", "format.js", "dom.js", "theme.js", "tooltip.js", "plot.js", "curve.js", "comparison.js", "table.js",
-    "heatmap.js", "training.js", "matrices.js", "tokens.js", "sections.js", "main.js",
+SHARED_SCRIPTS = (
+    "data.js", "format.js", "dom.js", "theme.js", "tooltip.js", "plot.js", "curve.js", "table.js", "heatmap.js",
+    "matrices.js", "tokens.js", "sections.js",
 )  # fmt: skip
+SCRIPTS = (*SHARED_SCRIPTS, "comparison.js", "training.js", "main.js")
 
 
 def write_report(paths: Iterable[str | Path], output: str | Path) -> Path:
@@ -54,15 +55,15 @@ def write_report(paths: Iterable[str | Path], output: str | Path) -> Path:
     for detail in LEVELS:
         page = render(build_content(sweeps, detail)).encode()
         if len(page) <= MAX_BYTES:
-            return _write_whole(output, page)
+            return write_whole(output, page)
     runs = sum(len(sweep.runs) for sweep in sweeps)
     raise ValueError(f"A page about these {runs} runs would exceed {MAX_BYTES:,} bytes; pass fewer of them.")
 
 
-def render(content: dict[str, Any]) -> str:
-    """The HTML of the page for the data of `build_content`."""
+def render(content: dict[str, Any], scripts: Sequence[str] = SCRIPTS) -> str:
+    """The HTML of a page for its data, drawn by these scripts; the last one puts it together."""
     style = _asset("page.css")
-    script = f'"use strict";\n(() => {{\n{"".join(map(_asset, SCRIPTS))}}})();\n'
+    script = f'"use strict";\n(() => {{\n{"".join(map(_asset, scripts))}}})();\n'
     parts = {
         "title": html.escape(f"{content['title']} · moegate report"),
         "policy": f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
@@ -97,7 +98,8 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _write_whole(output: Path, page: bytes) -> Path:
+def write_whole(output: Path, page: bytes) -> Path:
+    """Writes a file to a temporary name first, so that an interrupted call leaves an older one as it was."""
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     temporary = Path(name)

@@ -24,6 +24,7 @@ class Candidates:
         generator: where random numbers come from; None means PyTorch's default generator.
         token_ids: ``[T]`` int64, or None.
         hash_table: ``[V, K]`` int64, or None.
+        shared_logits: ``[T, S]`` of shared experts, which no selection looks at, or None.
     """
 
     num_experts: int
@@ -35,6 +36,7 @@ class Candidates:
     generator: torch.Generator | None
     token_ids: Tensor | None
     hash_table: Tensor | None
+    shared_logits: Tensor | None = None
 
     @property
     def clean_logits(self) -> Tensor:
@@ -100,6 +102,14 @@ class Selection(Part):
     def num_experts(self, num_logits: int) -> int:
         """How many experts ``num_logits`` logits stand for; a soft routing has several slots an expert."""
         return num_logits
+
+    def num_logits(self, num_experts: int) -> int:
+        """How many logits a gate has to give for ``num_experts`` experts."""
+        return num_experts
+
+    def expert_logits(self, logits_TE: Tensor) -> Tensor:
+        """``[T, E]``, one logit per expert (or slot), from what the gate gives."""
+        return logits_TE
 
     def select(self, candidates: Candidates) -> Selected:
         """The chosen experts of every token, masked ones included: ``route`` empties their slots."""

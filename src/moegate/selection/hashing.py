@@ -20,7 +20,8 @@ class Hash(Selection):
     """``top_k`` distinct experts from a table or a hash of the token id (Roller et al. 2021, arXiv 2106.04426).
 
     ``route`` takes ``token_ids`` and, for a table (DeepSeek-V4's first layers), ``hash_table [V, K]``: row ``v``
-    lists the experts of token id ``v``. Without a table the experts are a fixed mix of the id and ``seed``.
+    lists the experts of token id ``v``. Without a table the experts are a fixed mix of the id and ``seed``. A hash
+    function of your own is a table too, its values for ``torch.arange(V)``: that can be stored, a function can not.
 
     Example:
         >>> import torch, moegate

@@ -49,6 +49,9 @@ class SoftSlots(Selection):
             )
         return num_logits // self.slots_per_expert
 
+    def num_logits(self, num_experts: int) -> int:
+        return num_experts * self.slots_per_expert
+
     def select(self, candidates: Candidates) -> Selected:
         logits_TS = candidates.logits
         num_tokens, num_slots = logits_TS.shape

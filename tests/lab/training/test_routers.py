@@ -27,7 +27,7 @@ from moegate.records import Routing
 WANTED = (
     "topk", "switch", "gshard", "noisy_topk", "expert_choice", "hash", "random", "soft", "top_p", "entropy_k",
     "gumbel", "straight_through", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4",
-    "olmoe", "st_moe", "relu", "all_experts",
+    "olmoe", "st_moe", "relu", "all_experts", "phimoe", "zaya", "inkling",
 )  # fmt: skip
 
 

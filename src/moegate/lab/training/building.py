@@ -49,8 +49,16 @@ def _routed_factory(config: TrainConfig) -> FeedForwardFactory:
 
     def make(layer: int) -> nn.Module:
         kind = NoisyLinearGate if spec.learned_noise else LinearGate
-        gate = kind(config.hidden_size, num_logits(config, rule), correction_bias=biased)
-        return MoE(config.hidden_size, config.intermediate_size, config.num_experts, rule, gate=gate)
+        num_biased = rule.num_classes(config.num_experts) if biased else 0
+        gate = kind(config.hidden_size, num_logits(config, rule), correction_bias=num_biased)
+        return MoE(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_experts,
+            rule,
+            gate=gate,
+            num_shared_experts=0 if rule.extra is None else rule.extra.num_shared,
+        )
 
     return make
 

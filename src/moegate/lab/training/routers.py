@@ -80,6 +80,11 @@ ROUTERS: dict[str, RouterSpec] = {
     "relu": RouterSpec(lambda c: recipes.relu(), uses_top_k=False, fixed_k=False),
     # Relaxed: every expert runs in training, K of them only in evaluation.
     "gumbel": RouterSpec(lambda c: recipes.gumbel_topk(c.top_k, relaxed=True), fixed_k=False),
+    # Of the lab's batches, 64 places would drop nothing: the even share, in evaluation too.
+    "nllb_moe": RouterSpec(
+        lambda c: recipes.nllb_moe(places=None, num_experts=c.num_experts, eval_fraction=2 / c.num_experts),
+        uses_top_k=False,
+    ),
     "deepseek_v2": RouterSpec(_deepseek_v2),
     "deepseek_v3": RouterSpec(_deepseek_v3),
 }
@@ -126,7 +131,9 @@ def router_spec(name: str) -> RouterSpec:
         raise ValueError(f"Unknown router '{name}'.{did_you_mean(name, router_names())}")
     recipe = recipes.get(name)
     if "top_k" in inspect.signature(recipe).parameters:
-        return RouterSpec(lambda config: recipe(top_k=config.top_k))
+        extra = recipe().extra
+        # A null class that is chosen leaves a slot empty.
+        return RouterSpec(lambda config: recipe(top_k=config.top_k), fixed_k=extra is None or extra.num_null == 0)
     return RouterSpec(lambda config: recipe(), uses_top_k=False)
 
 
@@ -157,7 +164,7 @@ def _fields(part: Any) -> dict[str, Any]:
 
 
 def num_logits(config: "TrainConfig", rule: RoutingRule) -> int:
-    """Return how many logits a gate gives: one an expert, or one a slot of soft routing.
+    """Return how many logits a gate gives: one an expert, one a slot of soft routing, and those of extra classes.
 
     Example:
         >>> from moegate.lab.training.config import TrainConfig
@@ -165,8 +172,7 @@ def num_logits(config: "TrainConfig", rule: RoutingRule) -> int:
         >>> num_logits(config, make_rule(config))
         8
     """
-    slots = rule.selection.slots_per_expert if isinstance(rule.selection, SoftSlots) else 1
-    return config.num_experts * slots
+    return rule.num_logits(config.num_experts)
 
 
 def largest_k(config: "TrainConfig") -> int:

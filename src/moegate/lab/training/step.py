@@ -82,7 +82,8 @@ def _update_biases(state: TrainState) -> None:
     for controller, layer in zip(_controllers(state), routed_layers(state.model), strict=False):
         bias = layer.gate.e_score_correction_bias
         assert bias is not None, "a gate with a controller is built with a bias"
-        controller.update(bias)
+        # Null classes have a bias too, which nothing balances.
+        controller.update(bias[: layer.num_experts])
 
 
 def balance_loss(config: TrainConfig, routings: Sequence[Routing]) -> Tensor:

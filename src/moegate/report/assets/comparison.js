@@ -172,10 +172,6 @@ function sideBySide(width, rows, styleOf, metric, quantity, lowerFirst) {
   return drawing;
 }
 
-function figure(title, render) {
-  return el("figure", {}, el("figcaption", {}, title), responsive(el("div", { class: "canvas" }), render));
-}
-
 function comparison(sweep, choose) {
   const known = sweep.rows.filter((row) => row.mean !== null);
   const charts = el("div", { class: "charts" });

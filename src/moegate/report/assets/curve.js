@@ -19,6 +19,11 @@ function curve(width, { axis, values, band, second, name, kind, bounds, show, la
   }
   plot.marks.append(svg("path", { class: "line series-0", d: linePath(along(values)) }));
   if (second) plot.marks.append(svg("path", { class: "line series-1", d: linePath(along(second)) }));
+  if (axis.dots) {
+    for (const [list, series] of [[values, "series-0"], [second ?? [], "series-1"]]) {
+      plot.marks.append(...along(list).filter(([, y]) => present(y)).map(([cx, cy]) => svg("circle", { class: `dot ${series}`, cx, cy, r: 3 })));
+    }
+  }
   const cursor = svg("line", { class: "cursor", y1: plot.box.top, y2: plot.box.bottom, visibility: "hidden" });
   plot.marks.append(cursor);
   const surface = svg("rect", {

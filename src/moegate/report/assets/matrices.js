@@ -62,6 +62,31 @@ function finalLoad(run, choose) {
   };
 }
 
+// The load of each expert of a layer over something: `name` is its axis, `short` and `span` say what a bin is.
+function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
+  const [bins] = ratio.shape;
+  const experts = expertsOf(run, layer);
+  // Few bins lie flat, so that their lines can be compared.
+  const flat = bins <= 4;
+  const along = { name: "Expert", count: experts, text: String };
+  const over = { name, count: bins, text: short };
+  const [down, across] = flat ? [over, along] : [along, over];
+  const cell = (read) => (row, column) => (flat ? read(column, row) : read(row, column));
+  return [
+    heatmap({
+      rows: down.count, cols: across.count, rowName: down.name, colName: across.name, rowLabel: down.text, colLabel: across.text,
+      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`, maxCell: flat ? 84 : undefined, rowHeight: flat ? 26 : undefined,
+      colour: cell((expert, bin) => balanceColour(ratio.at(bin, layer, expert))),
+      text: flat ? cell((expert, bin) => fixed(ratio.at(bin, layer, expert), 2)) : undefined,
+      describe: cell((expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`]),
+    }),
+    flat ? asTable("As a table", () => plainTable(`Load over ${tableName}, layer ${layerName(run, layer)}`, ["Expert", ...range(bins).map(span)],
+      range(experts).map((expert) => [String(expert), ...range(bins).map((bin) => times(ratio.at(bin, layer, expert)))])))
+      : asTable("As a table: the last column", () => plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
+        range(experts).map((expert) => [String(expert), times(ratio.at(bins - 1, layer, expert))]))),
+  ];
+}
+
 function domainsByExpert(run) {
   if (!run.domains) return null;
   const ratio = unpackRatios(run.domains.ratio);
@@ -138,6 +163,9 @@ function coactivation(run) {
     const expected = chance.at(layer, one) * chance.at(layer, other);
     return expected ? ratio(one, other) / expected : 0;
   };
+  const strongest = () => run.pairs.strongest?.[layer]
+    ?? range(shown).flatMap((one) => range(one).map((other) => [name(other), name(one), lift(one, other), part(one, other)]))
+      .sort((a, b) => b[2] - a[2]).slice(0, 40);
   const draw = () => {
     const all = range(shown).flatMap((one) => range(one).map((other) => part(one, other)));
     const largest = Math.max(...all, 0);
@@ -153,9 +181,7 @@ function coactivation(run) {
           : [`Experts ${name(one)} and ${name(other)}`, `${times(lift(one, other))} as often as their loads alone would give`, `${percent(part(one, other), 2)} of all pairs`],
       }),
       asTable("As a table: the strongest pairs", () => plainTable(`Strongest pairs of layer ${layerName(run, layer)}`, ["Pair", "× chance", "Share of all pairs"],
-        range(shown).flatMap((one) => range(one).map((other) => [one, other]))
-          .sort((a, b) => lift(...b) - lift(...a)).slice(0, 40)
-          .map(([one, other]) => [`${name(other)} and ${name(one)}`, times(lift(one, other)), percent(part(one, other), 2)]))));
+        strongest().map(([one, other, multiple, of]) => [`${one} and ${other}`, times(multiple), percent(of, 2)]))));
   };
   return {
     element: card(title, "Pairs of experts that serve the same token, against what their loads alone would give.",

@@ -165,3 +165,7 @@ function legendItem(style, text) {
       svg("path", { class: `shape${style.hollow ? " hollow" : ""}`, d: shapes[style.shape % shapes.length], transform: "translate(13 7)" })),
     text);
 }
+
+function figure(title, render) {
+  return el("figure", {}, el("figcaption", {}, title), responsive(el("div", { class: "canvas" }), render));
+}

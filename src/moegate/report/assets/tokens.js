@@ -11,6 +11,10 @@ function visible(token) {
 // A byte that belongs to the character before it shows nothing of its own.
 const shownToken = (token) => (visible(token).trim() ? visible(token) : visible(token).replaceAll(" ", "␣") || "rest of a character");
 
+const slotName = (slot, weights) => (weights ? `${slot ? ordinals[slot] ?? `${slot + 1}th` : "strongest"} of a token` : `slot ${slot} of a token`);
+
+const parting = (count) => (count ? `${plural(count, "expert")} not shared with the other trace` : "The same experts as in the other trace");
+
 function tokenView(run) {
   if (!run.views?.length) return null;
   const repeats = run.num_experts > coloursOfExperts;
@@ -24,11 +28,14 @@ function tokenView(run) {
   const select = () => {
     const view = run.views[state.view];
     const experts = unpackExperts(view.experts);
-    open = { view, experts, weights: unpackWeights(view.weights, experts.shape), text: report.texts[view.text] };
+    open = {
+      view, experts, weights: view.weights && unpackWeights(view.weights, experts.shape), text: report.texts[view.text],
+      differs: view.differs && unpackExperts(view.differs),
+    };
     state.slot = Math.min(state.slot, experts.shape[2] - 1);
     controls.replaceChildren(...[
       choice("Text", run.views.map((one, index) => [index, viewName(run, index)]), state.view, (index) => { state.view = index; select(); draw(); }),
-      choice("Expert shown", range(experts.shape[2]).map((slot) => [slot, slot ? `${ordinals[slot] ?? slot + 1} of a token` : "strongest of a token"]),
+      choice("Expert shown", range(experts.shape[2]).map((slot) => [slot, slotName(slot, open.weights)]),
         state.slot, (slot) => { state.slot = slot; draw(); }),
       open.text.pictures.length ? null : el("button", {
         type: "button", class: "chip", "aria-pressed": String(state.numbers),
@@ -39,7 +46,7 @@ function tokenView(run) {
         },
       }, "Expert numbers"),
     ].filter(Boolean));
-    note.textContent = view.slots > experts.shape[2] ? `The ${experts.shape[2]} strongest of ${view.slots} experts of a token are kept here.` : "";
+    note.textContent = view.slots > experts.shape[2] ? `The ${experts.shape[2]} ${open.weights ? "strongest" : "first"} of ${view.slots} experts of a token are kept here.` : "";
   };
   const expertOf = (token) => open.experts.at(state.layer, token, state.slot);
   const lines = (token) => {
@@ -47,8 +54,9 @@ function tokenView(run) {
     const used = range(slots).filter((slot) => open.experts.at(state.layer, token, slot) >= 0);
     return [
       `“${shownToken(open.text.tokens[token])}”, ${open.text.pictures.length ? "picture" : "token"} ${token}`,
-      ...used.map((slot) => `Expert ${open.experts.at(state.layer, token, slot)}, weight ${fixed(open.weights.at(state.layer, token, slot), 3)}`),
+      ...used.map((slot) => `Expert ${open.experts.at(state.layer, token, slot)}${open.weights ? `, weight ${fixed(open.weights.at(state.layer, token, slot), 3)}` : ""}`),
       ...(used.length ? [] : ["No expert: dropped or masked"]),
+      ...(open.differs ? [parting(open.differs.at(state.layer, token))] : []),
     ];
   };
   const draw = () => {
@@ -58,7 +66,7 @@ function tokenView(run) {
     const experts = [...counts.keys()].sort((one, other) => one - other);
     chips.replaceChildren(...experts.map((expert) => expertChip(expert, counts.get(expert), state, draw)));
     body.replaceChildren(open.text.pictures.length
-      ? pictureGroups(open.text, experts, expertOf, lines, state) : flowingText(run, open.text, expertOf, lines, state));
+      ? pictureGroups(open.text, experts, expertOf, lines, state) : flowingText(open, expertOf, lines, state));
   };
   select();
   const element = card(report.texts[run.views[0].text].pictures.length ? "Pictures by expert" : "A text, token by token",
@@ -98,13 +106,14 @@ function tokenMark(content, token, expert, lines, state, name) {
   return mark;
 }
 
-function flowingText(run, text, expertOf, lines, state) {
+function flowingText({ text, differs }, expertOf, lines, state) {
   const host = el("div", { class: "text", role: "group", "aria-label": `Text ${text.domain}: arrow keys go from token to token` });
   const marks = text.tokens.map((token, index) => {
     const expert = expertOf(index);
     // One number for a stretch of tokens of one expert, at its end.
     const numbered = state.numbers && (index + 1 === text.tokens.length || expertOf(index + 1) !== expert);
-    return tokenMark([visible(token) || "·", numbered && el("sub", {}, expert < 0 ? "–" : String(expert))], index, expert, lines, state, "token");
+    const name = differs?.at(state.layer, index) > 0 ? "token parts" : "token";
+    return tokenMark([visible(token) || "·", numbered && el("sub", {}, expert < 0 ? "–" : String(expert))], index, expert, lines, state, name);
   });
   marks.forEach((mark, index) => host.append(mark, ...(text.tokens[index].includes("\n") ? [el("br")] : [])));
   roving(host, marks);

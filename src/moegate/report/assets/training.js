@@ -69,23 +69,6 @@ function trainingCurves(run) {
   return { element, update };
 }
 
-// The load of each expert of a layer over something: `name` is its axis, `short` and `span` say what a bin is.
-function loadOver(run, { ratio, name, short, span, table: tableName }, layer) {
-  const [bins] = ratio.shape;
-  const experts = expertsOf(run, layer);
-  return [
-    heatmap({
-      rows: experts, cols: bins, rowName: "Expert", colName: name, rowLabel: String, colLabel: short,
-      label: `Load of each expert of layer ${layerName(run, layer)} over ${tableName}`,
-      colour: (expert, bin) => balanceColour(ratio.at(bin, layer, expert)),
-      describe: (expert, bin) => [`Expert ${expert}`, span(bin), `Load ${times(ratio.at(bin, layer, expert))} its fair share`],
-    }),
-    asTable("As a table: the last column", () =>
-      plainTable(`${span(bins - 1)}, layer ${layerName(run, layer)}`, ["Expert", "Load / fair share"],
-        range(experts).map((expert) => [String(expert), times(ratio.at(bins - 1, layer, expert))]))),
-  ];
-}
-
 function loadOverTraining(run) {
   if (!run.load) return null;
   const body = el("div");

@@ -136,7 +136,8 @@ def _token_ids(documents: Sequence[Document]) -> Tensor | None:
     if all(document.token_ids is None for document in documents):
         return None
     parts = [
-        np.full(len(one.indices), -1) if one.token_ids is None else one.token_ids.astype(np.int64) for one in documents
+        np.full(len(one.indices), -1) if one.token_ids is None else one.token_ids.astype(np.int64).clip(min=-1)
+        for one in documents
     ]
     return torch.from_numpy(np.concatenate(parts))
 

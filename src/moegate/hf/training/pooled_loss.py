@@ -1,0 +1,66 @@
+"""The balance loss that the models of transformers add to their own, all layers thrown together: silenced, and back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+__all__ = ["PooledLoss"]
+
+_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
+
+
+class PooledLoss:
+    """The coefficients by which a model adds its pooled balance loss.
+
+    Some models read them from themselves, some from their configuration. ``silence`` sets them to 0 and ``restore``
+    puts back what was there; between the two, a saved configuration would hold the 0, so a forward is as long as that
+    lasts.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 1)
+        >>> model.router_aux_loss_coef = 0.02
+        >>> pooled = PooledLoss(model)
+        >>> pooled.silence()
+        >>> model.router_aux_loss_coef, pooled.coefficient
+        (0.0, 0.02)
+        >>> pooled.restore()
+        >>> model.router_aux_loss_coef
+        0.02
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners = list(_owners(model))
+        self._kept: list[tuple[Any, str, float]] = []
+
+    @property
+    def coefficient(self) -> float:
+        """The coefficient; 0 for a model that has none."""
+        if self._kept:
+            return self._kept[0][2]
+        return next((float(getattr(owner, name)) for owner, name in self._owners), 0.0)
+
+    def silence(self) -> None:
+        """Set the coefficients to 0."""
+        if not self._kept:
+            self._kept = [(owner, name, getattr(owner, name)) for owner, name in self._owners]
+            for owner, name in self._owners:
+                setattr(owner, name, 0.0)
+
+    def restore(self) -> None:
+        """Put the coefficients back."""
+        for owner, name, value in self._kept:
+            setattr(owner, name, value)
+        self._kept = []
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    seen: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else None
+        for owner in (config, text, module):
+            if owner is not None and id(owner) not in seen:
+                seen.add(id(owner))
+                yield from ((owner, name) for name in _NAMES if isinstance(vars(owner).get(name), int | float))
