@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.record import Recording, record
+from moegate.hf.replay import Replay, replay
 from moegate.hf.statistics import Statistics
 from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
 from moegate.hf.upcycle import upcycle
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "MoELayer",
     "Recording",
+    "Replay",
     "RoutingCallback",
     "Statistics",
     "Swapped",
     "SwappedLayer",
     "moe_layers",
     "record",
+    "replay",
     "swap",
     "unswap",
     "upcycle",
