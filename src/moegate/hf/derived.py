@@ -1,6 +1,5 @@
 """A module's class changed in place: its parameters, buffers, hooks and name stay, its forward is another."""
 
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -39,14 +38,21 @@ def derive(module: nn.Module, mixin: type[Derived]) -> None:
 def restore(module: nn.Module) -> None:
     """Gives a module its own class back."""
     if isinstance(module, Derived):
-        module.__class__ = module.own_class
+        changed: nn.Module = module
+        changed.__class__ = module.own_class
 
 
-@lru_cache(maxsize=1024)
-def _class_of(mixin: type[Derived], own: type[nn.Module]) -> type[nn.Module]:
-    return type(f"{mixin.__name__}{own.__name__}", (mixin, own), {"own_class": own, "__module__": mixin.__module__})
+_CLASSES: dict[tuple[Any, Any], Any] = {}
+"""Made once, so that the parts of a model that were of one class are so again, and compilers know them."""
+
+
+def _class_of(mixin: Any, own: Any) -> Any:
+    if (mixin, own) not in _CLASSES:
+        members = {"own_class": own, "__module__": mixin.__module__}
+        _CLASSES[mixin, own] = type(f"{mixin.__name__}{own.__name__}", (mixin, own), members)
+    return _CLASSES[mixin, own]
 
 
 def _unpickled(mixin: type[Derived], own: type[nn.Module]) -> nn.Module:
-    kind = _class_of(mixin, own)
+    kind: type[nn.Module] = _class_of(mixin, own)
     return kind.__new__(kind)

@@ -31,6 +31,9 @@ class RoutedExperts(Derived):
 class WithIdentities(Derived):
     """Experts of which the last do nothing: they return what they get (LongCat-Flash)."""
 
+    num_routed_experts: int
+    gate_up_proj: Tensor | None
+
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """The weighted sum of the chosen experts' outputs."""
         idle_TK = top_k_index >= self.num_routed_experts
@@ -47,10 +50,15 @@ class OfDenseRows(Derived):
     Without biases a zero row comes out as zero, so only the others are computed.
     """
 
+    gate_up_proj: Tensor
+    down_proj: Tensor
+    act_fn: nn.Module
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[E · T, D]`` to ``[E · T, D]``."""
         if torch.compiler.is_compiling():  # how many rows are not zero is known when it runs
-            return self.own_class.forward(self, hidden_states)  # type: ignore[no-any-return]
+            own: Tensor = self.own_class.forward(self, hidden_states)
+            return own
         num_experts = self.gate_up_proj.shape[0]
         routed_N = (hidden_states != 0).any(dim=-1)
         offsets_E = routed_N.view(num_experts, -1).sum(dim=-1).cumsum(dim=0)
@@ -61,7 +69,8 @@ class OfDenseRows(Derived):
 
     def _between(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return up * self.act_fn(gate)  # type: ignore[operator, no-any-return]
+        inner: Tensor = up * self.act_fn(gate)
+        return inner
 
 
 _CLASSES: dict[str, type[Derived]] = {"llama4": OfDenseRows, "longcat_flash": WithIdentities}

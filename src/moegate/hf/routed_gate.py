@@ -40,6 +40,9 @@ _WEIGHTS_LIKE_HIDDEN_STATES = frozenset((
 ))  # fmt: skip
 """Families whose gates round the weights to the type of the hidden states; the others leave them in float32."""
 
+_WIDE_LOGITS = frozenset(("afmoe", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"))
+"""Families whose gates answer with logits in float32, whatever type they were computed in."""
+
 
 @dataclass(frozen=True, eq=False)
 class Router:
@@ -87,6 +90,7 @@ def _routing(router: Router, logits_TE: Tensor, more: tuple[Tensor | None, ...],
 def _logits_weights_indices(layer: MoELayer, hidden: Tensor, routing: Routing, logits_TE: Tensor) -> _Answer:
     like_hidden = layer.family in _WEIGHTS_LIKE_HIDDEN_STATES
     weights_TK = routing.weights.to(hidden.dtype) if like_hidden else routing.weights
+    logits_TE = logits_TE.float() if layer.family in _WIDE_LOGITS else logits_TE
     return logits_TE, weights_TK, routing.expert_index.long()
 
 
