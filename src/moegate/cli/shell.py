@@ -18,6 +18,7 @@ VERBS = {
     "data": "Show the data: domains, sizes of the splits, sources, licences.",
     "bench": "Time moegate against its peers, after a check that all of them compute the same.",
     "ascend": "Say which Ascend operators a model's routing needs, who accepts them, and what to watch.",
+    "upcycle": "Turn a dense model into a Mixture-of-Experts model that computes the same, to train on.",
     "doctor": "Show versions, hardware, and which implementation serves each operator.",
 }
 """Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`."""

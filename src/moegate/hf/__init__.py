@@ -11,6 +11,7 @@ from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.record import Recording, record
 from moegate.hf.statistics import Statistics
 from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
+from moegate.hf.upcycle import upcycle
 
 if TYPE_CHECKING:
     from moegate.hf.training.callback import RoutingCallback
@@ -26,6 +27,7 @@ __all__ = [
     "record",
     "swap",
     "unswap",
+    "upcycle",
 ]
 
 

@@ -17,11 +17,11 @@ from moegate.config import rule_from_config
 from moegate.parts import check_integer
 from moegate.rule import RoutingRule
 
-__all__ = ["Targets", "upcycle"]
+__all__ = ["upcycle"]
 
 
 @dataclass(frozen=True)
-class Target:
+class _Target:
     """What a dense architecture becomes.
 
     Attributes:
@@ -35,11 +35,11 @@ class Target:
     shared: bool = False
 
 
-Targets: dict[str, Target] = {
-    "llama": Target("MixtralForCausalLM", layers=False),
-    "mistral": Target("MixtralForCausalLM", layers=False),
-    "qwen2": Target("Qwen2MoeForCausalLM", layers=True, shared=True),
-    "qwen3": Target("Qwen3MoeForCausalLM", layers=True),
+_TARGETS: dict[str, _Target] = {
+    "llama": _Target("MixtralForCausalLM", layers=False),
+    "mistral": _Target("MixtralForCausalLM", layers=False),
+    "qwen2": _Target("Qwen2MoeForCausalLM", layers=True, shared=True),
+    "qwen3": _Target("Qwen3MoeForCausalLM", layers=True),
 }
 """By the ``model_type`` of the dense model: the architecture that is the same but for its feed-forward networks."""
 
@@ -124,18 +124,34 @@ def upcycle(  # noqa: PLR0913 - the sizes, and one number for each published var
     for layer in chosen:
         parts = _experts(dense_model.get_submodule(f"model.layers.{layer}.mlp"), plan, target)
         state |= {f"model.layers.{layer}.mlp.{name}": tensor for name, tensor in parts.items()}
-    model = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=next(dense_model.parameters()).dtype
-    )
+    model = _built(model_class, config, state)
     model.generation_config = copy.deepcopy(dense_model.generation_config)
     return model.to(next(dense_model.parameters()).device).train(dense_model.training)
 
 
-def _target(dense_model: nn.Module) -> Target:
+def _built(model_class: Any, config: Any, state: dict[str, Tensor]) -> Any:
+    """The model of a configuration with these tensors, and without weights that are drawn only to be overwritten."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        dtype = next(iter(state.values())).dtype
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]), info
+    return model
+
+
+def _target(dense_model: nn.Module) -> _Target:
     model_type = getattr(getattr(dense_model, "config", None), "model_type", None)
-    if model_type in Targets and type(dense_model).__name__.endswith("ForCausalLM"):
-        return Targets[model_type]
-    known = ", ".join(f"{name} ({target.model.removesuffix('ForCausalLM')})" for name, target in Targets.items())
+    if model_type in _TARGETS and type(dense_model).__name__.endswith("ForCausalLM"):
+        return _TARGETS[model_type]
+    known = ", ".join(f"{name} ({target.model.removesuffix('ForCausalLM')})" for name, target in _TARGETS.items())
     raise TypeError(
         f"{type(dense_model).__name__} has no Mixture-of-Experts architecture to become: pass a causal language model "
         f"of one of {known}."
@@ -164,7 +180,7 @@ def _checked_plan(  # noqa: PLR0917 - the numbers of ``upcycle``
     return _Plan(num_experts, top_k, split, noise, reinitialize, torch.Generator().manual_seed(seed))
 
 
-def _chosen_layers(dense_model: Any, target: Target, layers: Iterable[int] | None) -> list[int]:
+def _chosen_layers(dense_model: Any, target: _Target, layers: Iterable[int] | None) -> list[int]:
     number = dense_model.config.num_hidden_layers
     chosen = list(range(number)) if layers is None else sorted(set(layers))
     if not chosen or not all(type(layer) is int and 0 <= layer < number for layer in chosen):
@@ -184,7 +200,11 @@ def _config(dense_model: Any, kind: Any, plan: _Plan, chosen: list[int]) -> Any:
     for name in ("model_type", "architectures", "transformers_version", "layer_types", "attribute_map", "id2label"):
         known.pop(name, None)
     width = dense.intermediate_size // plan.split
-    sizes = {"num_experts_per_tok": plan.top_k, "num_local_experts": plan.num_experts, "norm_topk_prob": True}
+    sizes: dict[str, Any] = {
+        "num_experts_per_tok": plan.top_k,
+        "num_local_experts": plan.num_experts,
+        "norm_topk_prob": True,
+    }
     if kind.model_type == "mixtral":
         sizes |= {"intermediate_size": width}
         sizes.pop("norm_topk_prob")
@@ -213,7 +233,7 @@ def _check_expressible(dense: Any, kind: Any) -> None:
         raise ValueError(f"The dense model mixes {sorted(layer_types)}, which {kind.__name__} has no place for.")
 
 
-def _check_rule(rule: RoutingRule | None, config: Any, target: Target) -> None:
+def _check_rule(rule: RoutingRule | None, config: Any, target: _Target) -> None:
     if rule is None:
         return
     if not isinstance(rule, RoutingRule):
@@ -226,7 +246,7 @@ def _check_rule(rule: RoutingRule | None, config: Any, target: Target) -> None:
         )
 
 
-def _experts(mlp: Any, plan: _Plan, target: Target) -> dict[str, Tensor]:
+def _experts(mlp: Any, plan: _Plan, target: _Target) -> dict[str, Tensor]:
     """The tensors of a block out of those of a dense network: ``gate [F, D]``, ``up [F, D]`` and ``down [D, F]``."""
     gate_FD, up_FD, down_DF = (getattr(mlp, f"{name}_proj").weight.detach() for name in ("gate", "up", "down"))
     width, hidden = gate_FD.shape
