@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
+from moegate.hf.loading import ByteTokenizer, TextBatch, load_model, texts_to_batches
 from moegate.hf.record import Recording, record
+from moegate.hf.saliency import Saliency, saliency, save_saliency
 from moegate.hf.statistics import Statistics
 from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
 from moegate.hf.upcycle import upcycle
@@ -17,15 +19,22 @@ if TYPE_CHECKING:
     from moegate.hf.training.callback import RoutingCallback
 
 __all__ = [
+    "ByteTokenizer",
     "MoELayer",
     "Recording",
     "RoutingCallback",
+    "Saliency",
     "Statistics",
     "Swapped",
     "SwappedLayer",
+    "TextBatch",
+    "load_model",
     "moe_layers",
     "record",
+    "saliency",
+    "save_saliency",
     "swap",
+    "texts_to_batches",
     "unswap",
     "upcycle",
 ]
