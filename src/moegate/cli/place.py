@@ -128,8 +128,9 @@ def place(
         bool, typer.Option("--hold-out", help="Place by the first half of the tokens, measure on the second.")
     ] = False,
     slack: Annotated[
-        float, typer.Option(help="How far above the mean a device may get to hold experts of the same tokens.")
-    ] = 0.01,
+        float,
+        typer.Option(help="How far above the mean a device may get to hold experts of the same tokens, such as 0.01."),
+    ] = 0.0,
     by_load: Annotated[bool, typer.Option("--by-load", help="Don't look at which experts go together.")] = False,
     num_experts: Annotated[
         int | None, typer.Option("--num-experts", help="Experts of a layer, where the file doesn't say.")
