@@ -165,6 +165,7 @@ def _model(arm: Arm, scale: Scale) -> nn.Module:
         "eos_token_id": None,
     }
     model: nn.Module
+    own: dict[str, Any]
     if arm.model == "qwen3_moe":
         own = {"num_experts": 8, "num_key_value_heads": 2, "head_dim": 32, "output_router_logits": arm.pooled > 0}
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**common, **own, router_aux_loss_coef=arm.pooled))
