@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ ARMS = {
     "qwen3: per layer, 0.01 each": Arm("qwen3_moe", balance_loss=0.01),
     "deepseek_v3: bias as it is": Arm("deepseek_v3"),
     "deepseek_v3: bias update": Arm("deepseek_v3", bias_controller=SignBias),
+    "deepseek_v3: bias update, rate 0.01": Arm("deepseek_v3", bias_controller=partial(SignBias, rate=0.01)),
 }
 """By name; the first of each model is what the others are compared with."""
 
