@@ -296,3 +296,73 @@ def test_rerouting_stays_within_what_the_selection_allows() -> None:
 def test_a_minimum_of_none() -> None:
     assert capacity(64, 8, 1.25, min_capacity=0) == 10
     assert capacity(0, 8, 1.25, min_capacity=0) == 1
+
+
+@pytest.mark.parametrize("places", [1, 2, 4])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_capacity_of_switch_transformers(places: int, training: bool) -> None:
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
+
+    config = SwitchTransformersConfig(d_model=8, num_experts=4, expert_capacity=places, router_jitter_noise=0.0)
+    router = SwitchTransformersTop1Router(config).train(training)
+    one_hot, weights, logits = router(torch.randn(3, 10, 8))
+    rule = RoutingRule(TopK(1), capacity=Capacity(places=places, scope="sequence"))
+    routing = moegate.route(logits, rule, training=training)
+    assert torch.nn.functional.one_hot(routing.expert_index + 1, 5)[:, 0, 1:].equal(one_hot.view(30, 4))
+    kept = routing.expert_index >= 0
+    assert 0 < int(kept.sum()) < 30
+    torch.testing.assert_close(routing.weights[kept], weights.view(30, 1)[kept], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("drop", ["position", "weight", "batch_priority"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_sequence_has_places_of_its_own(drop: str, training: bool) -> None:
+    logits, mask = torch.randn(3, 12, 4), torch.rand(3, 12) > 0.3
+    limit = Capacity(0.8, drop=drop, scope="sequence", eval_factor=0.5)
+    rule = RoutingRule(TopK(2), weighting=moegate.Weighting(renormalize=True), capacity=limit)
+    whole = moegate.route(logits, rule, token_mask=mask, training=training)
+    alone = [
+        moegate.route(row, rule, token_mask=real, training=training) for row, real in zip(logits, mask, strict=True)
+    ]
+    assert whole.expert_index.equal(torch.cat([routing.expert_index for routing in alone]))
+    assert whole.weights.equal(torch.cat([routing.weights for routing in alone]))
+    factor = limit.factor if training else 0.5
+    for routing, real in zip(alone, mask, strict=True):
+        assert int(routing.load.max()) == capacity(int(real.sum()), 4, factor, top_k=2)
+        assert limit.limit(int(real.sum()), 4, 2, training) == capacity(int(real.sum()), 4, factor, top_k=2)
+
+
+def test_weights_after_dropping_are_those_of_what_is_left() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 0.0, 1.0]], requires_grad=True)
+    rule = RoutingRule(
+        TopK(2), weighting=moegate.Weighting(renormalize=True), capacity=Capacity(places=2, weigh="after")
+    )
+    routing = moegate.route(logits, rule)
+    assert routing.expert_index.tolist() == [[0, 1], [0, 1], [-1, 2]]
+    assert routing.selected_index.tolist() == [[0, 1], [0, 1], [0, 2]]
+    torch.testing.assert_close(routing.weights.sum(dim=1), torch.ones(3))
+    assert routing.weights[2].tolist() == [0.0, 1.0]
+    assert torch.autograd.grad(routing.weights[:, 1].sum(), logits)[0].isfinite().all()
+
+
+def test_places_count_instead_of_the_factor() -> None:
+    assert Capacity(places=3).limit(1000, 2, 1) == 3 == Capacity(places=3).limit(1000, 2, 1, training=False)
+    assert Capacity(places=3, eval_factor=2.0).limit(10, 2, 1, training=False) == 10
+    assert Capacity(1.0, eval_factor=2.0).limit(10, 2, 1) == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"places": 0}, "places"),
+        ({"eval_factor": 0.0}, "eval_factor"),
+        ({"scope": "token"}, "scope must be one of"),
+        ({"weigh": "never"}, "weigh must be one of"),
+        ({"scope": "sequence", "overflow": "reroute"}, "looks for room in the whole batch"),
+        ({"weigh": "after", "overflow": "reroute"}, "looks for room in the whole batch"),
+    ],
+)
+def test_what_is_no_capacity_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Capacity(**values)  # type: ignore[arg-type]

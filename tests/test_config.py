@@ -184,6 +184,8 @@ TESTED_ELSEWHERE = {
     "moe_router_pre_softmax",
     "moe_expert_capacity_factor",
     "moe_token_drop_policy",
+    "input_jitter_noise",
+    "moe_normalize_expert_weights",
 }
 
 
@@ -199,18 +201,41 @@ def test_every_alias_means_the_same(name: str) -> None:
         "routed_scaling_factor": 2.5,
         "topk_method": "noaux_tc",
         "router_jitter_noise": 0.1,
+        "moe_norm_min": 0.2,
     }
     expected = from_config(names)
     assert expected == RoutingRule(
         GroupedTopK(4, num_groups=4, groups_kept=2),
         score=Sigmoid(),
-        weighting=moegate.Weighting(renormalize=True, scale=2.5),
+        weighting=moegate.Weighting(renormalize=True, scale=2.5, floor=0.2),
         noise=InputJitter(0.1),
     )
     value = names.pop(name)
     assert name in {"num_experts", "topk_method"} or from_config_or_error(names) != expected
     for alias in ALIASES[name]:
         assert from_config({**names, alias: value}) == expected
+
+
+def test_the_noise_of_phimoe_is_not_its_jitter() -> None:
+    names = {"model_type": "phimoe", "num_experts_per_tok": 2, "router_jitter_noise": 0.02}
+    assert from_config(names) == moegate.recipes.phimoe(epsilon=0.02)
+    assert from_config(names | {"input_jitter_noise": 0.1}).noise == InputJitter(0.1)
+    assert from_config({"num_experts_per_tok": 2, "input_jitter_noise": 0.1}).noise == InputJitter(0.1)
+
+
+def test_dbrx_keeps_the_names_of_its_router_in_a_part() -> None:
+    part = {"moe_num_experts": 16, "moe_top_k": 4, "moe_normalize_expert_weights": 1.0, "moe_jitter_eps": 0.1}
+    rule = from_config({"model_type": "dbrx", "d_model": 64, "ffn_config": {"model_type": "", **part}})
+    assert rule == RoutingRule(TopK(4), weighting=moegate.Weighting(renormalize=True), noise=InputJitter(0.1))
+    bare = from_config({"model_type": "dbrx", "ffn_config": part | {"moe_normalize_expert_weights": None}})
+    assert not bare.weighting.renormalize
+
+
+def test_zaya_has_a_class_to_skip_and_inkling_weighs_its_shared_experts() -> None:
+    zaya = {"model_type": "zaya", "num_experts": 16, "num_experts_per_tok": 1}
+    assert from_config(zaya) == moegate.recipes.zaya()
+    inkling = {"model_type": "inkling_text", "n_routed_experts": 256, "num_experts_per_tok": 6, "route_scale": 8.0}
+    assert from_config(inkling | {"n_shared_experts": 3}) == moegate.recipes.inkling(num_shared=3)
 
 
 def from_config_or_error(names: dict[str, Any]) -> RoutingRule | str:
@@ -287,7 +312,10 @@ def test_aliases_that_agree_may_stand_together() -> None:
         ),
         ({"model_type": "qwen3moe", "num_experts_per_tok": 2}, r"'qwen3moe' is not known.* Did you mean 'qwen3_moe'\?"),
         ({"model_type": "llama", "num_experts_per_tok": 2}, "'llama' is not known"),
-        ({"model_type": "muse_spark_text", "num_experts_per_tok": 2}, "'muse_spark_text' is not known"),
+        (
+            {"model_type": "muse_spark_text", "num_experts_per_tok": 2, "output_multiplier": 0.2},
+            r"output_multiplier=0.2 can't be honoured: .*multiply them in the gate and leave the name out",
+        ),
         ({"model_type": "nllb-moe", "num_experts": 8}, "'nllb-moe' is not known"),
         ({"num_experts_per_tok": 2, "n_group": -1}, "n_group must be at least 1, got -1"),
         ({"num_experts_per_tok": 2, "num_expert_groups": 0}, "num_expert_groups must be at least 1, got 0"),

@@ -23,7 +23,7 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", flags=re.M | re.S)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-VERB_CALL = re.compile(r"(?:^|\s|/)moegate (?P<verb>[a-z]+)(?P<rest>[^\n#|&;]*)", re.M)
+VERB_CALL = re.compile(r"(?:^|\s|/)moegate (?P<verb>[a-z][a-z-]*)(?P<rest>[^\n#|&;]*)", re.M)
 
 
 def page_id(path: Path) -> str:

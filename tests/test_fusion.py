@@ -51,6 +51,7 @@ COMPOSED = [
     (moegate.RoutingRule(TopK(1), score=Squared()), False, "Squared scores have no kernel"),
     (moegate.RoutingRule(TopK(1), score=Constant()), False, "Constant scores have no kernel"),
     (moegate.RoutingRule(capacity=Capacity(overflow="reroute")), False, "a capacity that reroutes weighs its"),
+    (moegate.RoutingRule(capacity=Capacity(weigh="after")), False, "a capacity that weighs after dropping"),
     (moegate.RoutingRule(score=Sigmoid(), rank_by="biased_logits"), False, "the kernel adds the bias to scores"),
     (
         moegate.RoutingRule(weighting=Weighting(renormalize=True, order=2.0)),

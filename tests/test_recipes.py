@@ -36,6 +36,11 @@ PUBLISHED: dict[str, RoutingRule] = {
     "qwen3_moe": RoutingRule(TopK(8), weighting=RENORMALIZED),
     "olmoe": RoutingRule(TopK(8)),
     "st_moe": RoutingRule(TopK(2), weighting=RENORMALIZED, noise=InputJitter(0.01), capacity=Capacity(1.25)),
+    "nllb_moe": RoutingRule(
+        TopK(2),
+        weighting=Weighting(renormalize=True, floor=2.0**-23),
+        capacity=Capacity(1.0, places=64, eval_factor=64.0, weigh="after"),
+    ),
     "deepseek_v2": RoutingRule(
         GroupedTopK(6, num_groups=8, groups_kept=3, group_score="max"), weighting=Weighting(scale=16.0)
     ),

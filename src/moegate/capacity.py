@@ -15,6 +15,8 @@ from moegate.scoring import gather_slots
 
 _DROP_ORDERS = ("position", "weight", "random", "batch_priority")
 _OVERFLOWS = ("drop", "reroute")
+_SCOPES = ("batch", "sequence")
+_MOMENTS = ("before", "after")
 
 
 def capacity(
@@ -100,6 +102,13 @@ class Capacity(Part):
         overflow: ``"drop"``: the assignment is lost, and the token passes by the residual connection alone if it
             has no other. ``"reroute"``: it goes to the token's next best expert that has room, among those that the
             selection did not rule out (dropped groups, scores below a threshold, logits of ``-inf``).
+        places: exactly this many assignments each, whatever the batch, in place of what the factor gives
+            (``expert_capacity`` of Switch and NLLB-MoE in Hugging Face configurations).
+        eval_factor: the factor in evaluation, also in place of ``places``; None limits as in training.
+        scope: ``"batch"``: all tokens ask for the same places. ``"sequence"``: each sequence (the last leading
+            dimension of the logits) has places of its own.
+        weigh: ``"before"``: the weights are those of all chosen experts, and what is dropped is lost. ``"after"``: they
+            are made of the experts that are left, so that a renormalisation goes over these.
 
     Example:
         >>> import torch, moegate
@@ -114,26 +123,71 @@ class Capacity(Part):
     multiple_of: int = 1
     drop: str = "position"
     overflow: str = "drop"
+    places: int | None = None
+    eval_factor: float | None = None
+    scope: str = "batch"
+    weigh: str = "before"
 
     def __post_init__(self) -> None:
         check_choice("drop", self.drop, _DROP_ORDERS)
         check_choice("overflow", self.overflow, _OVERFLOWS)
-        self.limit(num_tokens=1, num_experts=1, top_k=1)
-        _ = self.exact_factor
+        check_choice("scope", self.scope, _SCOPES)
+        check_choice("weigh", self.weigh, _MOMENTS)
+        if self.places is not None:
+            check_positive_integer("places", self.places)
+        if self.eval_factor is not None:
+            check_positive("eval_factor", self.eval_factor)
+        if self.overflow == "reroute" and (self.scope, self.weigh) != ("batch", "before"):
+            raise ValueError(
+                "A capacity that reroutes looks for room in the whole batch and weighs the experts that were asked: "
+                "leave scope='batch' and weigh='before', or use overflow='drop'."
+            )
+        capacity(1, 1, self.factor, 1, self.min_capacity, self.multiple_of)
+        _ = self.exact_factor, self.exact_eval_factor
 
-    def limit(self, num_tokens: int, num_experts: int, top_k: int) -> int:
-        """The capacity of each expert for a batch of ``num_tokens`` tokens."""
-        return capacity(num_tokens, num_experts, self.factor, top_k, self.min_capacity, self.multiple_of)
+    def limit(self, num_tokens: int, num_experts: int, top_k: int, training: bool = True) -> int:
+        """The capacity of each expert for a batch (or, by its scope, a sequence) of ``num_tokens`` tokens."""
+        in_training = training or self.eval_factor is None
+        if in_training and self.places is not None:
+            return self.places
+        factor = self.factor if self.eval_factor is None or in_training else self.eval_factor
+        return capacity(num_tokens, num_experts, factor, top_k, self.min_capacity, self.multiple_of)
 
-    def limit_of_assignments(self, assignments: Tensor, num_experts: int) -> Tensor:
+    def limit_of_assignments(self, assignments: Tensor, num_experts: int, training: bool = True) -> Tensor:
         """The capacity of each expert for a number of assignments that is a tensor: real tokens times k."""
-        wanted = counted_capacity(assignments, num_experts, self.exact_factor).clamp(min=self.min_capacity)
+        in_training = training or self.eval_factor is None
+        if in_training and self.places is not None:
+            return torch.full_like(assignments, self.places)
+        factor = self.exact_factor if in_training else self.exact_eval_factor
+        wanted = counted_capacity(assignments, num_experts, factor).clamp(min=self.min_capacity)
         return -(-wanted // self.multiple_of) * self.multiple_of
 
     @cached_property
     def exact_factor(self) -> tuple[int, int]:
         """The factor as numerator and denominator, worked out once so that a compiler sees integers only."""
         return exact_factor(self.factor)
+
+    @cached_property
+    def exact_eval_factor(self) -> tuple[int, int]:
+        """The same of the factor in evaluation."""
+        return exact_factor(self.factor if self.eval_factor is None else self.eval_factor)
+
+    def keep(self, routing: Routing, order_N: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """``[T, K]`` bool: which assignments find a place in the given order; and the places of an expert, ``[]`` for
+        the batch or ``[B]`` for each sequence."""
+        index_TK, num_experts = routing.expert_index, routing.num_experts
+        if self.scope == "batch" or index_TK.numel() == 0:
+            limit = self.limit_of_assignments((index_TK >= 0).sum(), num_experts, training)
+            return keep_within(index_TK, order_N, limit.expand(num_experts)), limit
+        # Each sequence has experts of its own.
+        num_sequences = int(torch.Size(routing.batch_shape[:-1]).numel())
+        assignments_B = (index_TK >= 0).view(num_sequences, -1).sum(dim=-1)
+        limit_B = self.limit_of_assignments(assignments_B, num_experts, training)
+        first_T = torch.arange(num_sequences, device=index_TK.device).repeat_interleave(
+            index_TK.shape[0] // num_sequences
+        )
+        own_TK = torch.where(index_TK < 0, index_TK, index_TK + num_experts * first_T[:, None])
+        return keep_within(own_TK, order_N, limit_B.repeat_interleave(num_experts)), limit_B
 
     def assignment_order(self, routing: Routing, training: bool, generator: torch.Generator | None) -> Tensor:
         """``[T·K]``: the flat slots (``t · K + k``) in the order in which they are given places."""

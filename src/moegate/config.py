@@ -23,18 +23,20 @@ from moegate.config_names import (
     TORCHTITAN_NAMES,
     UNLESS_FALSE,
 )
+from moegate.extra import Extra, NullExperts, SharedWeights
 from moegate.model_types import MODEL_TYPES, OWN_NAMES, PARTS, SCORING_WORDS
 from moegate.noise import InputJitter
 from moegate.parts import check_integer, check_number, did_you_mean
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Score, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
-from moegate.selection import GroupedTopK, Selection, SparseMixer, TopK
+from moegate.selection import GroupedTopK, ProductKeyTopK, Selection, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 __all__ = ["ALIASES", "MODEL_TYPES", "rule_from_config"]
 
 _TORCHTITAN = {"scoring_func": "sigmoid", "norm_topk_prob": False, "topk_method": "noaux_tc"}
 _GENERATION_TOP_K = 50
+_INKLING_SHARED = 2
 
 _SCORES: dict[str, Score] = {
     "softmax": Softmax(),
@@ -80,6 +82,7 @@ def rule_from_config(config: Any) -> RoutingRule:
         noise=_noise(names),
         capacity=_capacity(names),
         rank_by=names.get("rank_by", "logits"),
+        extra=_extra(names, values),
     )
     if "num_experts" in names:
         rule.check(names["num_experts"])
@@ -87,16 +90,15 @@ def rule_from_config(config: Any) -> RoutingRule:
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
-    if isinstance(config, Mapping):
-        return dict(config)
-    if not hasattr(config, "to_dict"):
-        raise TypeError(
-            f"config must be a dict or have a to_dict(), as Hugging Face configurations do; got {config!r}."
-        )
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    values = dict(text_config.to_dict())
+    if not isinstance(config, Mapping):
+        if not hasattr(config, "to_dict"):
+            raise TypeError(
+                f"config must be a dict or have a to_dict(), as Hugging Face configurations do; got {config!r}."
+            )
+        config = (config.get_text_config() if hasattr(config, "get_text_config") else config).to_dict()
+    values = dict(config)
     part = values.get(PARTS.get(str(values.get("model_type")), ""))
-    return {**part, "model_type": values["model_type"]} if isinstance(part, dict) else values
+    return {**part, "model_type": values["model_type"]} if isinstance(part, Mapping) else values
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -245,6 +247,8 @@ def _selection(names: Mapping[str, Any]) -> Selection:
     top_k = names["num_experts_per_tok"]
     if names.get("selection") == "sparse_mixer":
         return SparseMixer(top_k, epsilon=float(names.get("router_jitter_noise", SparseMixer.epsilon)))
+    if names.get("selection") == "product_keys":
+        return ProductKeyTopK(top_k)
     num_groups, method = names.get("n_group", 1), names.get("topk_method")
     if num_groups == 1 or method == "greedy":
         return TopK(top_k)
@@ -281,10 +285,19 @@ def _weighting(names: Mapping[str, Any]) -> Weighting:
     )
 
 
+def _extra(names: Mapping[str, Any], values: Mapping[str, Any]) -> Extra | None:
+    """Other model types have shared experts too, without logits."""
+    if names.get("extra") == "shared_weights":
+        return SharedWeights(values.get("n_shared_experts", _INKLING_SHARED))
+    return NullExperts(1) if names.get("extra") == "null_expert" else None
+
+
 def _noise(names: Mapping[str, Any]) -> InputJitter | None:
-    """SparseMixer's jitter is a distance between logits, and its noise has another name."""
-    name = "input_jitter_noise" if names.get("selection") == "sparse_mixer" else "router_jitter_noise"
-    return InputJitter(float(names[name])) if names.get(name) else None
+    """SparseMixer's ``router_jitter_noise`` is a distance between logits and no noise."""
+    epsilon = names.get("input_jitter_noise")
+    if not epsilon and names.get("selection") != "sparse_mixer":
+        epsilon = names.get("router_jitter_noise")
+    return InputJitter(float(epsilon)) if epsilon else None
 
 
 def _capacity(names: Mapping[str, Any]) -> Capacity | None:

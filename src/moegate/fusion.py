@@ -84,6 +84,10 @@ def _why_composed(rule: RoutingRule, training: bool) -> str | None:
             "a capacity that reroutes weighs its experts anew",
         ),
         (
+            rule.capacity is not None and rule.capacity.weigh == "after",
+            "a capacity that weighs after dropping weighs anew",
+        ),
+        (
             rule.rank_by == "biased_logits" and adds_to_scores,
             "the kernel adds the bias to scores, not to logits",
         ),

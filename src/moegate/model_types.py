@@ -32,6 +32,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "deepseek_v32": _SIGMOID_GROUPED,
     "deepseek_v4": {"norm_topk_prob": True} | _NO_NOISE,
     "diffusion_gemma_text": _SOFTMAX_RENORMALIZED,
+    "doge": {"selection": "product_keys", "scoring_func": "softmax_selected"},
     "dots1": _SIGMOID_GROUPED,
     "dots3_note_text": _SIGMOID_GROUPED,
     "dots3_note_vision_encoder": _SIGMOID_RENORMALIZED,
@@ -54,6 +55,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": _SOFTMAX_RENORMALIZED,
     "hy_v3": _SIGMOID_RENORMALIZED,
     "hy_v4": _SIGMOID_GROUPED,
+    "inkling_text": {"scoring_func": "sigmoid", "norm_topk_prob": True, "extra": "shared_weights"},
     "inkling2_text": {"norm_topk_prob": True},
     "jamba": _SOFTMAX_PLAIN,
     "jetmoe": _SOFTMAX_SELECTED,
@@ -90,6 +92,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "step3p7": _SIGMOID_RENORMALIZED,
     "switch_transformers": {"scoring_func": "softmax", "norm_topk_prob": False, "num_experts_per_tok": 1},
     "unlimited_ocr_text": _SOFTMAX_PLAIN,
+    "zaya": {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy", "extra": "null_expert"},
 }
 """What a model's code does and its configuration does not say, by model type."""
 

@@ -135,6 +135,29 @@ def st_moe(*, capacity_factor: float | None = 1.25, jitter: float = 1e-2) -> Rou
     )
 
 
+def nllb_moe(*, places: int | None = 64, num_experts: int = 128, eval_fraction: float = 1.0) -> RoutingRule:
+    """NLLB-MoE: top-2, ``places`` an expert, renormalised over what is left, room for all in evaluation (2207.04672).
+
+    ``places=None`` is twice the even share. In evaluation an expert takes ``eval_fraction`` of the tokens. Both experts
+    are taken, ``second_expert_policy="all"``; for the other policies replace the selection by ``SecondChoice``.
+
+    Example:
+        >>> nllb_moe().capacity.places
+        64
+    """
+    return RoutingRule(
+        selection=TopK(2),
+        weighting=Weighting(renormalize=True, floor=2.0**-23),
+        capacity=Capacity(
+            1.0,
+            multiple_of=1 if places else 2,
+            places=places,
+            eval_factor=eval_fraction * num_experts / 2,
+            weigh="after",
+        ),
+    )
+
+
 def deepseek_v2(top_k: int = 6, *, num_groups: int = 8, groups_kept: int = 3, scale: float = 16.0) -> RoutingRule:
     """DeepSeek-V2: softmax, device-limited top-6 of 160 (groups by their maximum), scaled (arXiv 2405.04434).
 
@@ -351,6 +374,7 @@ _RECIPES: tuple[Callable[..., RoutingRule], ...] = (
     qwen3_moe,
     olmoe,
     st_moe,
+    nllb_moe,
     deepseek_v2,
     deepseek_v3,
     deepseek_v4,

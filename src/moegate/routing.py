@@ -19,7 +19,7 @@ from moegate.arguments import (
     like_logits,
     per_expert,
 )
-from moegate.capacity import Capacity, keep_within, reroute
+from moegate.capacity import Capacity, reroute
 from moegate.estimators import Relaxed
 from moegate.extra import Extra
 from moegate.fusion import Fused, operator_of
@@ -169,7 +169,11 @@ def _composed(rule: RoutingRule, candidates: Candidates, expert_scale_E: Tensor 
     if rule.capacity is None:
         return routing
     if rule.capacity.overflow == "drop":
-        return _without_overflow(routing, rule.capacity, candidates)
+        left = _without_overflow(routing, rule.capacity, candidates)
+        if rule.capacity.weigh == "before":
+            return left
+        again = _assigned(rule, candidates, left.expert_index, assign)
+        return replace(again, selected_index=routing.selected_index)
     return _rerouted(routing, rule.capacity, (candidates, selected), assign)
 
 
@@ -223,7 +227,7 @@ def _assignment(
         logits_TE = torch.cat([logits_TE, candidates.shared_logits], dim=-1)
 
     def assign(index_TK: Tensor) -> tuple[Tensor, Tensor]:
-        chosen_TK = own_TK
+        chosen_TK = None if own_TK is None else own_TK.masked_fill(index_TK < 0, 0.0)
         if chosen_TK is None:
             scores_TE = candidates.scores if candidates.shared_logits is None else rule.score.scores(logits_TE)
             chosen_TK = rule.score.weights(logits_TE, scores_TE, index_TK)
@@ -324,11 +328,9 @@ def _soft_routing(candidates: Candidates, selected: Selected, index_TE: Tensor) 
 
 def _within(routing: Routing, capacity: Capacity, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
     """Which slots find a place, the order in which they were asked, and the places of an expert."""
-    index_TK = routing.expert_index
-    # Assignments are real tokens times k, and the same count serves routers whose k differs from token to token.
-    limit = capacity.limit_of_assignments((index_TK >= 0).sum(), routing.num_experts)
     order_N = capacity.assignment_order(routing, candidates.training, candidates.generator)
-    return keep_within(index_TK, order_N, limit.expand(routing.num_experts)), order_N, limit
+    kept_TK, limit = capacity.keep(routing, order_N, candidates.training)
+    return kept_TK, order_N, limit
 
 
 def _without_overflow(routing: Routing, capacity: Capacity, candidates: Candidates) -> Routing:

@@ -14,7 +14,10 @@ import moegate
 from moegate.cli import shell
 from moegate.cli.shell import VERBS, app
 
-VERB_SET = {"demo", "train", "sweep", "report", "inspect", "data", "bench", "ascend", "doctor"}
+VERB_SET = {
+    *("demo", "train", "sweep", "report", "inspect", "import", "diff", "place", "prune-scores", "upcycle"),
+    *("hf", "data", "bench", "ascend", "doctor"),
+}
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
@@ -41,10 +44,10 @@ def test_help_lists_all_verbs_with_their_lines() -> None:
 def test_help_loads_no_verb() -> None:
     code = (
         "import sys\n"
-        "from moegate.cli.shell import VERBS, app\n"
+        "from moegate.cli.shell import VERBS, app, python_name\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
-        "print('loaded:', [v for v in VERBS if f'moegate.cli.{v}' in sys.modules])\n"
+        "print('loaded:', [v for v in VERBS if f'moegate.cli.{python_name(v)}' in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "loaded: []"

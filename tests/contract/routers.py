@@ -39,6 +39,15 @@ RULES: dict[str, RoutingRule] = {name: recipes.get(name)() for name in recipes.n
         weighting=moegate.Weighting(renormalize=True, order=2.0, floor=1e-12),
         rank_by="biased_logits",
     ),
+    "second choice, random": RoutingRule(
+        moegate.selection.SecondChoice("random"), weighting=moegate.Weighting(renormalize=True)
+    ),
+    "second choice, sampling": RoutingRule(moegate.selection.SecondChoice("sampling")),
+    "capacity after": RoutingRule(
+        moegate.selection.TopK(2),
+        weighting=moegate.Weighting(renormalize=True, floor=1e-7),
+        capacity=moegate.Capacity(places=2, eval_factor=0.5, scope="sequence", weigh="after"),
+    ),
     "identity": RoutingRule(moegate.selection.TopK(3), score=moegate.scoring.Identity()),
     "reroute": RoutingRule(
         moegate.selection.TopK(2),

@@ -74,6 +74,14 @@ def _top_k(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
     seen.index, seen.weights = index_TK, spread(index_TK, weights_TK.detach(), layer.num_experts)
 
 
+def _skips(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
+    """ZAYA: a token that skips goes to expert 0 with the weight 0."""
+    _top_k(layer, seen, values)
+    assert seen.index is not None
+    seen.weights = spread(seen.index.masked_fill(values[2] == 0, -1), values[2].detach(), layer.num_experts)
+    seen.index = seen.index.masked_fill(values[2] == 0, -1)
+
+
 def _one_hot(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
     _, chosen_T1E, weights_T1 = values
     seen.weights = weights_T1.detach().masked_fill(chosen_T1E.squeeze(1) == 0, float("nan")).float()
@@ -91,6 +99,12 @@ def _scaled_inputs(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
     seen.weights = weights_TE.masked_fill(weights_TE == 0, float("nan"))
 
 
+def _looked_up(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
+    """Doge: experts are rows of an embedding. Their weights are nowhere passed on: see ``doge_weights``."""
+    (seen.index,) = values
+    seen.weights = spread(seen.index, torch.zeros(seen.index.shape), layer.num_experts)
+
+
 def _sorted_rows(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
     """JetMoE: rows sorted by expert, with the number of rows of each expert."""
     sizes = values[-1]
@@ -104,7 +118,9 @@ def _sorted_rows(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
 READERS = {
     "top_k": _top_k,
     "dbrx": _top_k,
+    "skips": _skips,
     "switch": _one_hot,
     "dense_scores": _scaled_inputs,
     "jetmoe": _sorted_rows,
+    "doge": _looked_up,
 }

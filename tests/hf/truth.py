@@ -1,4 +1,4 @@
-"""What the experts of a model receive, taken by hooks of the tests' own: by the names of classes, not by moegate's table.
+"""What the experts of a model receive, by hooks of the tests' own: found by names of classes, not by a table.
 
 Truth is a matrix ``[T, E]`` of weights for each call of a block, 0 where an expert does not get the token, and the
 slots ``[T, K]`` where the experts are told of slots.

@@ -1,6 +1,7 @@
 """The shell around the verbs: lists them, loads the one that is called, prints errors as sentences."""
 
 import importlib
+import keyword
 import os
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -19,19 +20,36 @@ VERBS = {
     "data": "Show the data: domains, sizes of the splits, sources, licences.",
     "bench": "Time moegate against its peers, after a check that all of them compute the same.",
     "ascend": "Say which Ascend operators a model's routing needs, who accepts them, and what to watch.",
+    "upcycle": "Turn a dense model into a Mixture-of-Experts model that computes the same, to train on.",
+    "import": "Read the routing that another system wrote, show it, and keep it as a trace.",
+    "diff": "Compare two traces of the same tokens: how far their experts agree, and where they part.",
+    "place": "Place experts on devices by measured load, with replicas of the busiest.",
+    "prune-scores": "Score a model's experts by what they add to the output, to see which can go.",
     "doctor": "Show versions, hardware, and which implementation serves each operator.",
 }
-"""Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`."""
+"""Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`, as `python_name`
+spells it."""
+
+
+def python_name(verb: str) -> str:
+    """The verb as the name of a module and a function.
+
+    Example:
+        >>> python_name("prune-scores"), python_name("import")
+        ('prune_scores', 'import_')
+    """
+    name = verb.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def load_verb(name: str) -> Any:
     """Import `moegate.cli.NAME` and make a command of its function `NAME`; its `EXAMPLES` end the help."""
-    module = importlib.import_module(f"moegate.cli.{name}")
+    module = importlib.import_module(f"moegate.cli.{python_name(name)}")
     examples = getattr(module, "EXAMPLES", ())
     # Rich joins the lines of a paragraph, so each example is a paragraph.
     epilog = "\n\n".join(("Examples:", *examples)) if examples else None
     single = typer.Typer(add_completion=False)
-    single.command(name, epilog=epilog)(getattr(module, name))
+    single.command(name, epilog=epilog)(getattr(module, python_name(name)))
     return typer.main.get_command(single)
 
 

@@ -10,11 +10,25 @@ import moegate.hf.experts_interface  # registers the implementation  # noqa: F40
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.record import Recording, record
 from moegate.hf.statistics import Statistics
+from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
+from moegate.hf.upcycle import upcycle
 
 if TYPE_CHECKING:
     from moegate.hf.training.callback import RoutingCallback
 
-__all__ = ["MoELayer", "Recording", "RoutingCallback", "Statistics", "moe_layers", "record"]
+__all__ = [
+    "MoELayer",
+    "Recording",
+    "RoutingCallback",
+    "Statistics",
+    "Swapped",
+    "SwappedLayer",
+    "moe_layers",
+    "record",
+    "swap",
+    "unswap",
+    "upcycle",
+]
 
 
 def __getattr__(name: str) -> Any:

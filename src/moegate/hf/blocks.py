@@ -1,14 +1,15 @@
 """What the layers of one pass received, lined up: tokens in rows, the same token in the same row of every layer."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from moegate.hf.calls import Pass
 from moegate.hf.received import Received
-from moegate.hf.token_rows import TokenRows, phase_of, positions_of, token_rows
+from moegate.hf.token_rows import TokenRows, phase_of, positions_of
 
-__all__ = ["Block", "Seen", "blocks_of"]
+__all__ = ["Block", "Seen", "blocks_of", "lined_up"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,30 +53,29 @@ class Block:
 
 
 def blocks_of(one: Pass, layer_names: tuple[str, ...]) -> list[Block]:
-    """The rows of a pass, in blocks.
+    """The rows of a pass, in blocks, in the order in which the first of their layers ran.
 
     There is one block, unless a layer ran several times in the pass (a block each time) or saw other tokens than the
     pass's inputs have (a block of its own).
     """
-    if not one.received:
-        return []
-    rows = token_rows(one)
-    if rows is None:
-        num_rows = max(len(each.expert_index) for calls in one.received.values() for each in calls)
-    else:
-        num_rows = rows.batch_size * rows.length
-    phase = phase_of(one, rows.length if rows else num_rows)
     blocks: dict[tuple[int, int], Block] = {}
-    for layer, calls in one.received.items():
-        logits = one.logits.get(layer, [])
-        for number, received in enumerate(calls):
-            count, positions = len(received.expert_index), None
-            if count != num_rows:
-                positions = positions_of(one, layer_names[layer], num_rows)
-            aligned = count == num_rows or positions is not None
-            size = num_rows if aligned else count
-            if (number, size) not in blocks:
-                blocks[number, size] = Block(one, size, phase, rows if aligned else None)
-            gave = logits[number] if number < len(logits) else None
-            blocks[number, size].layers[layer] = Seen(received, positions, gave)
+    times: Counter[int] = Counter()
+    for layer, received in one.received:
+        number, logits = times[layer], one.logits.get(layer, [])
+        times[layer] += 1
+        size, positions = lined_up(one, layer_names[layer], len(received.expert_index))
+        if (number, size) not in blocks:
+            rows = one.rows if one.rows is not None and one.rows.num_rows == size else None
+            phase = phase_of(one, rows.length if rows else size)
+            blocks[number, size] = Block(one, size, phase, rows)
+        gave = logits[number] if number < len(logits) else None
+        blocks[number, size].layers[layer] = Seen(received, positions, gave)
     return list(blocks.values())
+
+
+def lined_up(one: Pass, layer_name: str, count: int) -> tuple[int, Tensor | None]:
+    """The rows of the block that a layer's tokens belong to, and which of them they are; None for all."""
+    if one.rows is None or one.rows.num_rows == count:
+        return count, None
+    positions = positions_of(one, layer_name, one.rows.num_rows)
+    return (count, None) if positions is None else (one.rows.num_rows, positions)

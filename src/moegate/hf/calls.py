@@ -1,4 +1,4 @@
-"""The forwards of a model, followed by hooks: which experts each layer chose, in which part of which call.
+"""The forwards of a model, followed by hooks: which call is running, and which part of the model runs in it.
 
 A *call* is one outermost forward of the model. A *pass* is one forward of a part of it that is a model by itself: the
 decoder, the encoder, the vision tower, the wrapper that adds the head. What a layer's experts receive belongs to the
@@ -6,6 +6,7 @@ innermost pass that is running.
 """
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +18,32 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moegate.hf.layers import MoELayer
-from moegate.hf.received import Handles, Received, watch, watch_logits
+from moegate.hf.received import Handles, Received
+from moegate.hf.token_rows import TokenRows, token_rows
 
-__all__ = ["Pass", "follow", "recomputing"]
+__all__ = ["Follower", "Pass", "forget_compiled", "recomputing", "uncompiled"]
 
 
 def recomputing() -> bool:
     """Whether a forward is being run again inside of a backward: activation checkpointing, of either kind."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def forget_compiled() -> None:
+    """Has ``torch.compile`` compile anew what it has compiled: code that is compiled does not see later hooks."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None and dynamo.counters["frames"]["ok"]:
+        torch.compiler.reset()
+
+
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, kept out of compiled code: it runs between two compiled parts."""
+    kept_out = torch.compiler.disable(hook)
+
+    def run(*args: Any) -> Any:
+        return kept_out(*args) if torch.compiler.is_compiling() else hook(*args)
+
+    return run
 
 
 @dataclass(eq=False)
@@ -36,17 +55,19 @@ class Pass:
         args: its positional arguments.
         kwargs: its named arguments.
         past: the positions that its cache held before; None without a cache.
+        prepares: whether it is an encoder that runs by itself, before a decoder: the prefill of ``generate()``.
         outer: the pass that it is a part of; None for the outermost.
-        received: what the experts of each layer received, by the layer's number, in order.
-        logits: what the gates gave, likewise; empty unless asked for.
+        received: the layers whose experts were called, by number, and what these received, in order.
+        logits: what the gates gave, by the layer's number, in order; empty unless asked for.
     """
 
-    module: nn.Module | None
+    module: nn.Module | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     past: int | None = None
+    prepares: bool = False
     outer: "Pass | None" = None
-    received: dict[int, list[Received]] = field(default_factory=dict)
+    received: list[tuple[int, Received]] = field(default_factory=list)
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @cached_property
@@ -56,111 +77,108 @@ class Pass:
             return self.kwargs
         return dict(zip(inspect.signature(self.module.forward).parameters, self.args, strict=False)) | dict(self.kwargs)
 
+    @cached_property
+    def rows(self) -> TokenRows | None:
+        """The tokens that it sees; None where its inputs don't say."""
+        return token_rows(self)
+
 
 class _Running(threading.local):
-    """The passes that are running in this thread, the outermost first, and those of the call that have ended."""
+    """The passes that are running in this thread, the outermost first, and those of the call that saw tokens."""
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
-        self.done: list[Pass] = []
+        self.seen: list[Pass] = []
 
 
-class _Follower:
-    def __init__(self, finished: Callable[[list[Pass]], None], failed: Callable[[], None]):
-        self.running = _Running()
-        self.finished = finished
-        self.failed = failed
+class Follower:
+    """Follows the forwards of a model.
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    Args:
+        model: the model.
+        layers: its layers; their numbers are their places in this list.
+        finished: called with the passes of each call as soon as it is over, in the order in which they first received
+            something.
+        failed: called when a forward raises; nothing that it has seen is passed on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: list[MoELayer],
+        finished: Callable[[list[Pass]], None],
+        failed: Callable[[], None],
+    ):
+        self._running = _Running()
+        self._finished = finished
+        self._failed = failed
+        models = _models(model, layers)
+        self._encoders = {module for path, module in models.items() if path.rpartition(".")[2] == "encoder"}
+        handles: list[RemovableHandle] = []
+        for module in models.values():
+            handles.append(module.register_forward_pre_hook(uncompiled(self._enter), with_kwargs=True))
+            handles.append(module.register_forward_hook(uncompiled(self._leave), always_call=True))
+        self.handles = Handles(*handles)
+
+    def saw(self, layer: int, received: Received) -> None:
+        """Takes down what a layer's experts receive, unless it is recomputed."""
         if recomputing():
             return
-        running = self.running.passes
+        one = self.current()
+        if one is None:
+            self._finished([Pass(received=[(layer, received)])])
+        else:
+            self.add(one, layer, received)
+
+    def saw_logits(self, layer: int, logits: Tensor) -> None:
+        """Takes down what a layer's gate gives, unless it is recomputed."""
+        if not recomputing() and (one := self.current()) is not None:
+            one.logits.setdefault(layer, []).append(logits)
+
+    def current(self) -> Pass | None:
+        """The innermost pass that is running; None outside of any."""
+        running = self._running.passes
+        return running[-1] if running else None
+
+    def add(self, one: Pass, layer: int, received: Received) -> None:
+        """Takes down what a layer's experts receive in a pass that is running."""
+        if not one.received:
+            self._running.seen.append(one)
+        one.received.append((layer, received))
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if recomputing():
+            return
+        running = self._running.passes
         if any(one.module is module for one in running):  # an interrupted forward has left its passes behind
             running.clear()
-            self.failed()
+            self._failed()
         if not running:
-            self.running.done = []
+            self._running.seen = []
         one = Pass(module, args, kwargs, outer=running[-1] if running else None)
+        one.prepares = one.outer is None and module in self._encoders
         cache = one.inputs.get("past_key_values") if args else kwargs.get("past_key_values")
         if cache is not None and hasattr(cache, "get_seq_length"):
             one.past = int(cache.get_seq_length())
         running.append(one)
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        running = self.running.passes
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        running = self._running.passes
         if recomputing() or not any(one.module is module for one in running):
             return
-        while running[-1].module is not module:
-            running.pop()
-        self.running.done.append(running.pop())
+        while running.pop().module is not module:
+            pass
         if running:
             return
-        done, self.running.done = self.running.done, []
+        seen, self._running.seen = self._running.seen, []
         # A forward that raised has no output; some of its layers have seen the tokens, and others have not.
         if output is None:
-            self.failed()
-        else:
-            self.finished(done)
-
-    def see(self, layer: int, received: Received) -> None:
-        if recomputing():
-            return
-        if self.running.passes:
-            self.running.passes[-1].received.setdefault(layer, []).append(received)
-        else:
-            self.finished([Pass(None, received={layer: [received]})])
-
-    def see_logits(self, layer: int, logits: Tensor) -> None:
-        if not recomputing() and self.running.passes:
-            self.running.passes[-1].logits.setdefault(layer, []).append(logits)
+            self._failed()
+        elif seen:
+            self._finished(seen)
 
 
-def follow(
-    model: nn.Module,
-    layers: list[MoELayer],
-    finished: Callable[[list[Pass]], None],
-    failed: Callable[[], None],
-    logits: bool = False,
-) -> Handles:
-    """Calls ``finished`` with the passes of each call, in the order in which they ended, as soon as the call is over.
-
-    Args:
-        model: the model.
-        layers: its layers; their numbers are their places in this list.
-        finished: what to do with a call.
-        failed: what to do when a forward raises; nothing that it has seen is passed on.
-        logits: also take what the gates give.
-    """
-    follower = _Follower(finished, failed)
-    handles: list[RemovableHandle | Handles] = []
-    for module in _models(model, layers):
-        handles.append(module.register_forward_pre_hook(_uncompiled(follower.enter), with_kwargs=True))
-        handles.append(module.register_forward_hook(_uncompiled(follower.leave), always_call=True))
-    for number, layer in enumerate(layers):
-        handles.append(watch(layer, _of_layer(_uncompiled(follower.see), number)))
-        if logits and layer.row.gate is not None:
-            handles.append(watch_logits(layer, _of_layer(_uncompiled(follower.see_logits), number)))
-    return Handles(*handles)
-
-
-def _of_layer(see: Callable[[int, Any], None], number: int) -> Callable[[Any], None]:
-    return lambda value: see(number, value)
-
-
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, kept out of compiled code: it runs between two compiled parts."""
-    kept_out = torch.compiler.disable(hook)
-
-    def run(*args: Any) -> None:
-        if torch.compiler.is_compiling():
-            kept_out(*args)
-        else:
-            hook(*args)
-
-    return run
-
-
-def _models(model: nn.Module, layers: list[MoELayer]) -> list[nn.Module]:
+def _models(model: nn.Module, layers: list[MoELayer]) -> dict[str, nn.Module]:
     """The modules around the layers that are models by themselves: those of transformers, and what wraps them."""
     from transformers import PreTrainedModel
 
@@ -169,7 +187,7 @@ def _models(model: nn.Module, layers: list[MoELayer]) -> list[nn.Module]:
     around = {path: module for path, module in model.named_modules() if path in paths}
     models = {path for path, module in around.items() if isinstance(module, PreTrainedModel)}
     wrappers = {path for path in around if any(_within(inner, path) for inner in models)} if models else {""}
-    return [module for path, module in around.items() if path in models | wrappers]
+    return {path: module for path, module in around.items() if path in models | wrappers}
 
 
 def _within(inner: str, outer: str) -> bool:

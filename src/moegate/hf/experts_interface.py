@@ -8,7 +8,7 @@ module's own ``_apply_gate`` or ``act_fn`` between moegate's products elsewhere.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ except ImportError as error:
         "moegate.hf works on the models of transformers 5, which is not installed: run pip install 'moegate[hf]'."
     ) from error
 
-__all__ = ["NAME", "experts_forward"]
+__all__ = ["NAME", "Networks", "experts_forward", "run_networks"]
 
 NAME = "moegate"
 """The name of the implementation, for ``set_experts_implementation`` and ``from_pretrained``."""
@@ -81,7 +81,9 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     if reason:
         _warn_once(type(self).__name__, reason)
         return _own_forward(self)(self, hidden_states, top_k_index, top_k_weights)
-    index_TK = _held_experts(top_k_index, up.shape[0])
+    if up.shape[0] != down.shape[0]:  # LongCat-Flash has rows for experts that do nothing
+        up = up[: down.shape[0]]
+    index_TK = _held_experts(top_k_index, down.shape[0])
     rows_TD = hidden_states.to(_type_of_products(hidden_states, up))
     activation = _kernel_of(self, has_gate)
     if activation is None:
@@ -98,15 +100,22 @@ def _composed(
     """moegate's plan and ways around products with what the module does between them by itself."""
     places = dispatch_plan(index_TK, projections[0].shape[0])
     rows_RD = permute(hidden_TD, places.slot, places.inverse)
-    graph = _wants_gradient(rows_RD, *projections) or torch.compiler.is_compiling() or is_transformed()
-    run = _all_at_once if graph or rows_RD.shape[0] < _ROWS_TO_STAY * projections[0].shape[0] else _one_by_one
-    out_RD = run(_Networks.of(experts, projections, rows_RD.dtype), rows_RD, places.offsets)
+    out_RD = run_networks(Networks.of(experts, projections, rows_RD.dtype), rows_RD, places.offsets)
     return combine(out_RD, places.slot, places.inverse, weights_TK)
 
 
 @dataclass(frozen=True, eq=False)
-class _Networks:
-    """The experts of a module in one layout, as views: ``up [E, D, 2F or F]``, ``down [E, F, D]``, and their biases."""
+class Networks:
+    """The experts of a module in one layout, as views.
+
+    Attributes:
+        up: ``[E, D, 2F or F]``.
+        down: ``[E, F, D]``.
+        up_bias: ``[E, 2F or F]``, or None.
+        down_bias: ``[E, D]``, or None.
+        between: the activation, with the gate where there is one.
+        behind: a norm of the outputs, or None.
+    """
 
     up: Tensor
     down: Tensor
@@ -116,7 +125,7 @@ class _Networks:
     behind: Callable[[Tensor], Tensor] | None
 
     @classmethod
-    def of(cls, experts: Any, projections: tuple[Tensor, Tensor], dtype: torch.dtype) -> "_Networks":
+    def of(cls, experts: Any, projections: tuple[Tensor, Tensor], dtype: torch.dtype) -> "Networks":
         has_gate, biases = getattr(experts, "has_gate", True), (None, None)
         up, down = (weight.to(dtype) for weight in projections)
         if not getattr(experts, "is_transposed", False):
@@ -124,7 +133,8 @@ class _Networks:
         if getattr(experts, "has_bias", False):
             up_bias = experts.gate_up_proj_bias if has_gate else experts.up_proj_bias
             biases = (up_bias.to(dtype), experts.down_proj_bias.to(dtype))
-        between = experts._apply_gate if has_gate else experts.act_fn
+        gate = getattr(experts, "_apply_gate", None) or partial(moe._default_apply_gate, experts)
+        between = gate if has_gate else experts.act_fn
         behind = experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
         return cls(up, down, *biases, between, behind)
 
@@ -133,7 +143,15 @@ _ROWS_TO_STAY = 16
 """Rows per expert from which on it pays to stay with one expert; below, what lies between the products runs once."""
 
 
-def _all_at_once(networks: _Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+def run_networks(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+    """The outputs ``[R, D]`` of rows that are sorted by expert; ``offsets_E`` holds the end of each expert's."""
+    graph = _wants_gradient(rows_RD, networks.up, networks.down)
+    few = rows_RD.shape[0] < _ROWS_TO_STAY * networks.up.shape[0]
+    stays = not (graph or few or torch.compiler.is_compiling() or is_transformed())
+    return (_one_by_one if stays else _all_at_once)(networks, rows_RD, offsets_E)
+
+
+def _all_at_once(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
     """Two grouped products; rows that belong to no expert, which a compiler has, give anything finite."""
     row_R = torch.arange(rows_RD.shape[0], device=rows_RD.device)
     expert_R = torch.searchsorted(offsets_E, row_R, right=True).clamp(max=offsets_E.shape[0] - 1)
@@ -146,7 +164,7 @@ def _all_at_once(networks: _Networks, rows_RD: Tensor, offsets_E: Tensor) -> Ten
     return out_RD if networks.behind is None else networks.behind(out_RD)
 
 
-def _one_by_one(networks: _Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
+def _one_by_one(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
     """Each expert from its first product to its last, while its rows are in the cache."""
     out_RD, start = torch.empty_like(rows_RD), 0
     for expert, end in enumerate(offsets_E.tolist()):
@@ -206,7 +224,8 @@ def _kernel_of(experts: nn.Module, has_gate: bool) -> str | None:
 
 
 def _has_own_gate(experts: nn.Module) -> bool:
-    return "_apply_gate" in vars(experts) or type(experts)._apply_gate is not moe._default_apply_gate  # type: ignore[attr-defined]
+    default = moe._default_apply_gate
+    return "_apply_gate" in vars(experts) or getattr(type(experts), "_apply_gate", default) is not default
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -234,8 +253,9 @@ _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _own_forward(experts: nn.Module) -> Callable[..., Tensor]:
-    """The forward that the class was written with, below the decorator of the interface."""
-    own: Callable[..., Tensor] = type(experts).forward.__wrapped__  # type: ignore[attr-defined]
+    """The forward that the class was written with: below a swap, and below the decorator of the interface."""
+    forward = getattr(type(experts), "own_class", type(experts)).forward
+    own: Callable[..., Tensor] = getattr(forward, "__wrapped__", forward)
     return own
 
 

@@ -85,7 +85,6 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             receives="doge",
             special="an expert is a pair of keys; the logits of a batch are split between the keys across its tokens, "
             "so that what a token chooses depends on the others",
-            no_rule="no selection of a rule goes by pairs of keys",
         ),
     ),
     "dots1": (_deepseek_v3("Dots1MoE"),),
@@ -149,7 +148,6 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             expert_scale="gate.global_scale",
             special="the shared experts have logits too, and all that run are weighted together; one learned factor is "
             "on all weights",
-            no_rule="no weighting of a rule knows of the logits of shared experts",
         ),
     ),
     "inkling2": (Block("Inkling2SparseMoeBlock", bias=_ON_GATE),),

@@ -79,9 +79,12 @@ class MoELayer:
 
     @property
     def expert_scale(self) -> Tensor | None:
-        """``[E]``, learned factors on the experts' weights; None without any."""
+        """Learned factors on the experts' weights, as ``route`` takes them; None without any.
+
+        ``[E]``, or one for each logit where shared experts are weighed together with the others.
+        """
         scale = self._tensor(self.row.expert_scale)
-        return scale if scale is None else scale.expand(self.num_experts)
+        return scale if scale is None else scale.expand(self.rule.num_logits(self.num_experts))
 
     @property
     def hash_table(self) -> Tensor | None:

@@ -1,7 +1,9 @@
 """``record``: the experts that every token of a model really goes to, while it runs."""
 
 import importlib.metadata
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from moegate.hf.blocks import blocks_of
-from moegate.hf.calls import Pass, follow
+from moegate.hf.calls import Follower, Pass, forget_compiled, uncompiled
 from moegate.hf.layers import MoELayer, moe_layers
-from moegate.hf.received import Handles
+from moegate.hf.received import Handles, watch, watch_logits
 from moegate.hf.statistics import Counter, Statistics
 from moegate.hf.trace_rows import RowMaker, column_types
 from moegate.trace.file import check_output, described, load
@@ -105,6 +107,7 @@ class Recording:
         self._started = False
         self._written = False
         self._handles = Handles()
+        self._lock = threading.Lock()  # DataParallel runs a forward in every thread
         self._counter = Counter(self.layers, self.num_experts)
         self._rows = None if types is None else RowMaker(self.layers, self.num_experts, types)
         folder = None if output is None else output.parent
@@ -124,8 +127,14 @@ class Recording:
         if self._started:
             raise RuntimeError("This recording has been started already: call record(...) again for another one.")
         self._started = True
-        logits = self._rows is not None and "logits" in self._rows.types
-        self._handles = follow(self._model, self._layers, self._finished, self._failed, logits)
+        forget_compiled()
+        follower = Follower(self._model, self._layers, self._finished, self._failed)
+        handles = [follower.handles]
+        for number, layer in enumerate(self._layers):
+            handles.append(watch(layer, uncompiled(partial(follower.saw, number))))
+            if self._rows is not None and "logits" in self._rows.types and layer.row.gate is not None:
+                handles.append(watch_logits(layer, uncompiled(partial(follower.saw_logits, number))))
+        self._handles = Handles(*handles)
 
     def stop(self) -> None:
         """Ends the recording, and writes its file if it has one; a second time it does nothing."""
@@ -179,7 +188,8 @@ class Recording:
     def domain(self, value: str | Sequence[str] | None) -> None:
         if self._rows is None:
             raise ValueError("mode='statistics' keeps no domains: use record(model, mode='trace').")
-        if value is not None and not (isinstance(value, str) or all(isinstance(name, str) for name in value)):
+        names = [value] if isinstance(value, str) else value
+        if names is not None and not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
             raise TypeError(f"domain must be a name, a name for each sequence, or None, got {value!r:.200}.")
         self._rows.domain = value
 
@@ -191,15 +201,16 @@ class Recording:
         blocks = [block for one in passes for block in blocks_of(one, self.layers)]
         if not blocks:
             return
-        # All rows are made before the first is kept, so that an error leaves no half of a call behind.
-        chunks = [] if self._rows is None else [self._rows.chunk(block, self.num_calls) for block in blocks]
-        for block in blocks:
-            self._counter.add(block)
-        for chunk in chunks:
-            assert self._columns is not None
-            self._columns.append(chunk)
-        self.num_calls += 1
-        self._counter.num_calls += 1
+        with self._lock:
+            # All rows are made before the first is kept, so that an error leaves no half of a call behind.
+            chunks = [] if self._rows is None else [self._rows.chunk(block, self.num_calls) for block in blocks]
+            for block in blocks:
+                self._counter.add(block)
+            for chunk in chunks:
+                assert self._columns is not None
+                self._columns.append(chunk)
+            self.num_calls += 1
+            self._counter.num_calls += 1
 
     def _failed(self) -> None:
         self.num_failed += 1

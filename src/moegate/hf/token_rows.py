@@ -5,13 +5,15 @@ Read from what the model was called with, never from what it computed.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from moegate.hf.calls import Pass
 from moegate.trace.trace import PHASES
+
+if TYPE_CHECKING:
+    from moegate.hf.calls import Pass
 
 __all__ = ["TokenRows", "documents", "positions_of", "token_rows"]
 
@@ -39,8 +41,13 @@ class TokenRows:
     token_mask: Tensor | None = None
     token_ids: Tensor | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """``B * S``."""
+        return self.batch_size * self.length
 
-def token_rows(one: Pass) -> TokenRows | None:
+
+def token_rows(one: "Pass") -> TokenRows | None:
     """The tokens of a pass; None where its inputs don't say how many there are, as with images."""
     shape = _shape(one.inputs)
     if shape is None:
@@ -49,10 +56,10 @@ def token_rows(one: Pass) -> TokenRows | None:
     return TokenRows(batch_size, length, phase_of(one, length), _mask(one, batch_size, length), _ids(one, shape))
 
 
-def phase_of(one: Pass, length: int) -> int:
+def phase_of(one: "Pass", length: int) -> int:
     """Without a cache from the caller a plain forward; one token after others in the cache is decoding."""
     if one.past is None:
-        return _FORWARD
+        return _PREFILL if one.prepares else _FORWARD
     return _DECODE if one.past > 0 and length == 1 else _PREFILL
 
 
@@ -67,7 +74,7 @@ def _shape(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _outwards(one: Pass | None) -> Iterator[Mapping[str, Any]]:
+def _outwards(one: "Pass | None") -> Iterator[Mapping[str, Any]]:
     """The inputs of a pass, and of those around it as long as they speak of the same tokens."""
     while one is not None:
         # An encoder's tokens are not its decoder's, whatever their number.
@@ -77,7 +84,7 @@ def _outwards(one: Pass | None) -> Iterator[Mapping[str, Any]]:
         one = one.outer
 
 
-def _ids(one: Pass, shape: tuple[int, int]) -> Tensor | None:
+def _ids(one: "Pass", shape: tuple[int, int]) -> Tensor | None:
     for inputs in _outwards(one):
         ids = inputs.get("input_ids")
         if isinstance(ids, Tensor) and tuple(ids.shape) == shape:
@@ -85,7 +92,7 @@ def _ids(one: Pass, shape: tuple[int, int]) -> Tensor | None:
     return None
 
 
-def _mask(one: Pass, batch_size: int, length: int) -> Tensor | None:
+def _mask(one: "Pass", batch_size: int, length: int) -> Tensor | None:
     """The mask that the pass got; where it is in a form that says nothing of padding, that of the pass around it."""
     for inputs in _outwards(one):
         mask = inputs.get("attention_mask")
@@ -128,7 +135,7 @@ def _attended(mask_BHQS: Tensor) -> Tensor:
     return (allowed_BQS & ~opened_BQ[:, :, None]).any(dim=1)
 
 
-def documents(one: Pass, rows: TokenRows) -> Tensor:
+def documents(one: "Pass", rows: TokenRows) -> Tensor:
     """``[B, S]`` bool: True where a document begins inside of a packed sequence, besides the start of each row."""
     starts_BS = torch.zeros(rows.batch_size, rows.length, dtype=torch.bool)
     for inputs in _outwards(one):
@@ -162,7 +169,7 @@ def _restarts(positions: Tensor, starts_BS: Tensor) -> Tensor:
     return starts_BS
 
 
-def positions_of(one: Pass, layer_name: str, num_rows: int) -> Tensor | None:
+def positions_of(one: "Pass", layer_name: str, num_rows: int) -> Tensor | None:
     """``[n]`` bool: the positions of a pass that reach a layer, where text and vision have experts of their own."""
     types = one.inputs.get(_VISION_TYPES)
     if not isinstance(types, Tensor) or types.numel() != num_rows:

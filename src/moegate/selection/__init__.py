@@ -14,6 +14,7 @@ from moegate.selection.grouped import GroupedTopK as GroupedTopK
 from moegate.selection.hashing import Hash as Hash
 from moegate.selection.product_keys import ProductKeyTopK as ProductKeyTopK
 from moegate.selection.random import Random as Random
+from moegate.selection.second_choice import SecondChoice as SecondChoice
 from moegate.selection.soft_slots import SoftSlots as SoftSlots
 from moegate.selection.sparse_mixer import SparseMixer as SparseMixer
 from moegate.selection.threshold import Threshold as Threshold

@@ -3,6 +3,8 @@
 from moegate.trace.difference import Difference, LayerDifference, TokenDifference, diff
 from moegate.trace.file import load, save
 from moegate.trace.loads import Loads, save_loads
+from moegate.trace.placement import Placement, contiguous, place
+from moegate.trace.placement_files import save_placement
 from moegate.trace.reading import read
 from moegate.trace.statistics import (
     LayerStatistics,
@@ -22,18 +24,22 @@ __all__ = [
     "LayerDifference",
     "LayerStatistics",
     "Loads",
+    "Placement",
     "TokenDifference",
     "Trace",
     "coactivation",
+    "contiguous",
     "diff",
     "domain_load",
     "domain_specialization",
     "layer_table",
     "load",
     "margins",
+    "place",
     "read",
     "save",
     "save_loads",
+    "save_placement",
     "totals",
     "weight_entropy",
 ]

@@ -1,5 +1,6 @@
 """Traces that grow: chunks of rows in memory up to a limit, on disk beyond it, and a file at the end."""
 
+import math
 import shutil
 import tempfile
 import weakref
@@ -48,7 +49,10 @@ class Column:
     def spill(self, part: Path) -> None:
         """Moves the rows in memory to the end of the part file."""
         self.part = part
-        with part.open("ab") as file:
+        part.touch()
+        with part.open("r+b") as file:
+            # What a failed attempt has left (a full disk) is written over.
+            file.seek(self._bytes(self.rows_on_disk))
             for chunk in self.chunks:
                 file.write(data_of(chunk))
         self.rows_on_disk = self.rows
@@ -70,8 +74,10 @@ class Column:
 
     def _pieces(self) -> Iterator[memoryview]:
         if self.part is not None:
+            left = self._bytes(self.rows_on_disk)
             with self.part.open("rb") as file:
-                while piece := file.read(_PIECE):
+                while left and (piece := file.read(min(_PIECE, left))):
+                    left -= len(piece)
                     yield memoryview(piece)
         for chunk in self.chunks:
             yield data_of(chunk)
@@ -79,8 +85,10 @@ class Column:
     def _mapped(self) -> Tensor:
         assert self.part is not None
         shape = (self.rows_on_disk, *self.width)
-        size = torch.Size(shape).numel() * self.dtype.itemsize
-        return read_tensor(self.part, Place(self.dtype, shape, 0, size))
+        return read_tensor(self.part, Place(self.dtype, shape, 0, self._bytes(self.rows_on_disk)))
+
+    def _bytes(self, rows: int) -> int:
+        return rows * math.prod(self.width) * self.dtype.itemsize
 
     def _widen(self, width: tuple[int, ...]) -> None:
         if width == self.width:

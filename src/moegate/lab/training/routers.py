@@ -80,6 +80,11 @@ ROUTERS: dict[str, RouterSpec] = {
     "relu": RouterSpec(lambda c: recipes.relu(), uses_top_k=False, fixed_k=False),
     # Relaxed: every expert runs in training, K of them only in evaluation.
     "gumbel": RouterSpec(lambda c: recipes.gumbel_topk(c.top_k, relaxed=True), fixed_k=False),
+    # Of the lab's batches, 64 places would drop nothing: the even share, in evaluation too.
+    "nllb_moe": RouterSpec(
+        lambda c: recipes.nllb_moe(places=None, num_experts=c.num_experts, eval_fraction=2 / c.num_experts),
+        uses_top_k=False,
+    ),
     "deepseek_v2": RouterSpec(_deepseek_v2),
     "deepseek_v3": RouterSpec(_deepseek_v3),
 }
