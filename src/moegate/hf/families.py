@@ -257,7 +257,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             logits="linear_own_type",
             receives="nllb",
             rule={"num_experts_per_tok": 2},
-            special="the router drops what an expert has no room for, and weighs what is left",
+            special="the router drops what an expert has no room for, and weighs what is left, as from_config reads it",
             no_rule="the experts of transformers 5.23 read the router's mask of 0 and 1 as numbers of experts, so that "
             "expert 1 runs on every token with its first weight, expert 0 with its second, and no other runs",
         ),
@@ -304,8 +304,8 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             logits="linear_own_type",
             receives="switch",
             rule={"num_experts_per_tok": 1},
-            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none: the rule has no "
-            "such limit; the noise of the router, which training draws, reaches the experts too",
+            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none; the noise that the "
+            "router draws in training reaches the experts too",
         ),
     ),
     "unlimited_ocr": (
