@@ -1,7 +1,7 @@
 """What the layers of one pass received, lined up: tokens in rows, the same token in the same row of every layer."""
 
-from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,8 +12,7 @@ from moegate.hf.token_rows import TokenRows, phase_of, positions_of
 __all__ = ["Block", "Seen", "blocks_of", "lined_up"]
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
+class Seen(NamedTuple):
     """What one layer received of a block.
 
     Attributes:
@@ -59,17 +58,19 @@ def blocks_of(one: Pass, layer_names: tuple[str, ...]) -> list[Block]:
     pass's inputs have (a block of its own).
     """
     blocks: dict[tuple[int, int], Block] = {}
-    times: Counter[int] = Counter()
+    times: dict[int, int] = {}
+    rows, num_rows = one.rows, -1 if one.rows is None else one.rows.num_rows
     for layer, received in one.received:
-        number, logits = times[layer], one.logits.get(layer, [])
-        times[layer] += 1
-        size, positions = lined_up(one, layer_names[layer], len(received.expert_index))
-        if (number, size) not in blocks:
-            rows = one.rows if one.rows is not None and one.rows.num_rows == size else None
-            phase = phase_of(one, rows.length if rows else size)
-            blocks[number, size] = Block(one, size, phase, rows)
-        gave = logits[number] if number < len(logits) else None
-        blocks[number, size].layers[layer] = Seen(received, positions, gave)
+        number = times[layer] = times.get(layer, -1) + 1
+        size, positions = len(received.expert_index), None
+        if size != num_rows:
+            size, positions = lined_up(one, layer_names[layer], size)
+        block = blocks.get((number, size))
+        if block is None:
+            own = rows if size == num_rows else None
+            block = blocks[number, size] = Block(one, size, phase_of(one, own.length if own else size), own)
+        logits = one.logits.get(layer, ())
+        block.layers[layer] = Seen(received, positions, logits[number] if number < len(logits) else None)
     return list(blocks.values())
 
 

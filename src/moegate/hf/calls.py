@@ -163,8 +163,10 @@ class Follower:
         running.append(one)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if recomputing():
+            return
         running = self._running.passes
-        if recomputing() or not any(one.module is module for one in running):
+        if not any(one.module is module for one in running):
             return
         while running.pop().module is not module:
             pass

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moegate.hf.layers import MoELayer
-from moegate.hf.received import Handles, Received, given_logits, three_arguments
+from moegate.hf.logits import gate_logits
+from moegate.hf.received import Handles, Received, three_arguments
 from moegate.records import EMPTY
 from moegate.routing import route
 
 __all__ = ["REROUTES", "Reroute", "reroute", "weights_of"]
 
 Reroute = Callable[[Received, Tensor], Received]
-"""What the router chose and the logits ``[T, E]`` of the gate in, what the experts shall receive out."""
+"""What the router chose and the logits of the gate in, what the experts shall receive out.
+
+The logits are those that the layer's rule reads; there may be more of them than experts, for shared ones or for none.
+"""
 
 
 def reroute(layer: MoELayer, choose: Reroute) -> Handles:
@@ -55,12 +59,14 @@ def _top_k(layer: MoELayer, choose: Reroute) -> Handles:
     gave: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        gave[:] = [given_logits(layer, args, kwargs, output)]
+        gave[:] = [gate_logits(layer, *args, **kwargs)]
 
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden, index_TK, weights_TK = three_arguments(module, args, kwargs)
+        if layer.row.receives == "skips":
+            index_TK = index_TK.masked_fill(weights_TK == 0, EMPTY)
         chosen = _valid(choose(Received(index_TK, weights_TK), gave.pop()))
         return (hidden, chosen.expert_index, chosen.weights, *args[3:]), {}
 
