@@ -100,10 +100,16 @@ def _normed(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor
 def _recurrent(layer: MoELayer, hidden: Tensor, router_states: Tensor | None = None) -> Tensor:
     """Of an MLP that also reads what the router of the layer before had read (ZAYA)."""
     gate: Any = layer.gate
-    state = gate.down_proj(hidden)
+    return _rows(gate.router_mlp(router_state(layer, hidden, router_states)))
+
+
+def router_state(layer: MoELayer, hidden: Tensor, router_states: Tensor | None = None) -> Tensor:
+    """``[B, S, H]``, what the MLP of a recurrent gate reads, and with it the gate of the next layer (ZAYA)."""
+    gate: Any = layer.gate
+    state: Tensor = gate.down_proj(hidden)
     if gate.use_eda and router_states is not None:
         state = state + router_states * gate.router_states_scale
-    return _rows(gate.router_mlp(state))
+    return state
 
 
 def _product_keys(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
