@@ -286,7 +286,7 @@ def test_unknown_formats_and_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of the formats"):
         read(path)
     with pytest.raises(ValueError, match=r"Did you mean 'llama\.cpp'"):
-        read(path, "lama.cpp")
+        read(path, "llama.cp")
     with pytest.raises(FileNotFoundError, match="no file"):
         read(tmp_path / "none")
     with pytest.raises(ValueError, match="num_experts is 0"):
