@@ -117,6 +117,12 @@ def test_vllm_with_the_prompt_apart_and_two_completions(tmp_path: Path, indices_
     assert trace.document_ids is not None and trace.document_ids.tolist() == [0] * 7 + [1] * 2
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_bare_lists_however_they_are_written(tmp_path: Path, indices_TLK: np.ndarray, indent: int | None) -> None:
+    path = written(tmp_path / "r.json", json.dumps(indices_TLK.tolist(), indent=indent))
+    assert np.array_equal(as_trace(path).indices.numpy(), indices_TLK)
+
+
 def test_one_array_of_all_tokens_but_the_last(tmp_path: Path, indices_TLK: np.ndarray) -> None:
     output = {"token_ids": [*COMPLETION_IDS, 25], "routed_experts": indices_TLK.tolist()}
     trace = as_trace(written(tmp_path / "out.json", {"prompt_token_ids": PROMPT_IDS, "outputs": [output]}))
