@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moegate.trace import Trace, read
+from moegate.trace.importers import archives
 from moegate.trace.importers.building import ASSUMED
 
 PROMPT_IDS = [11, 12, 13]
@@ -284,6 +285,16 @@ def test_a_damaged_zip_is_a_sentence(tmp_path: Path, indices_TLK: np.ndarray) ->
     content[80:90] = b"\xff" * 10
     (tmp_path / "r.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"r\.npz"):
+        read(tmp_path / "r.npz")
+
+
+def test_an_archive_is_not_unpacked_beyond_a_limit(
+    tmp_path: Path, indices_TLK: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "r.npz", routed_experts=np.zeros((5000, 4, 2), np.int16))
+    assert (tmp_path / "r.npz").stat().st_size < 2000
+    monkeypatch.setattr(archives, "MOST_BYTES", 50_000)
+    with pytest.raises(ValueError, match=r"r\.npz is cut or damaged: it says that it unpacks to 80,128 bytes"):
         read(tmp_path / "r.npz")
 
 
