@@ -85,7 +85,7 @@ class RoutingMonitor:
         self.window = Tally(sizes)
         """Training since ``window`` was last cleared, of all ranks."""
         self._balance: Tensor | None = None
-        self._loss_sums: dict[int, list[Tensor]] = {}
+        self._loss_sums: dict[int, tuple[Tensor, int]] = {}
         self._live: list[weakref.ref[ForwardPass]] = []
         self._last: ForwardPass | None = None
         self._passes = PassWatch(model, self._open, self._close)
@@ -146,8 +146,7 @@ class RoutingMonitor:
     def layer_losses(self) -> dict[str, float]:
         """The mean balance loss of each layer since it was last asked, on this rank; 1.0 is perfect balance."""
         means = {
-            self.layers[number].name: float(torch.stack([loss.double().cpu() for loss in losses]).mean())
-            for number, losses in sorted(self._loss_sums.items())
+            self.layers[number].name: float(total) / count for number, (total, count) in sorted(self._loss_sums.items())
         }
         self._loss_sums = {}
         return means
@@ -195,7 +194,8 @@ class RoutingMonitor:
         if self._losses is None or not now.training or output is None:
             return None
         for number, loss in now.losses.items():
-            self._loss_sums.setdefault(number, []).append(loss)
+            total, count = self._loss_sums.get(number, (torch.zeros_like(loss), 0))
+            self._loss_sums[number] = total + loss, count + 1
         self._check_gates(now)
         if not torch.is_grad_enabled():
             return None
