@@ -137,6 +137,8 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
             bias_controller=self._bias_controller,
             # What a trainer's own loss of a micro-batch counts in the step; under fp16, its scale isn't known.
             unclaimed=0.0 if args.fp16 else 1.0 / args.gradient_accumulation_steps,
+            # TRL's arguments have one, which its trainers don't all tell the model.
+            aux_loss_coefficient=getattr(args, "router_aux_loss_coef", None),
         )
 
     def _resume(self, folders: list[Any], monitor: RoutingMonitor) -> None:

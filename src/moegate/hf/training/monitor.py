@@ -44,6 +44,7 @@ class RoutingMonitor:
         process_group: the ranks that share the data; None is the default group.
         unclaimed: the scale of the balance loss in a backward that the model's loss isn't part of, such as 1 over the
             micro-batches of a step; 0 adds none there.
+        aux_loss_coefficient: by which a trainer multiplies ``outputs.aux_loss``; None for the model's own coefficient.
 
     Raises:
         ValueError: no MoE layer, a bad coefficient, or nothing for the controller to do.
@@ -68,13 +69,14 @@ class RoutingMonitor:
         bias_controller: Callable[[int], BiasController] | None = None,
         process_group: dist.ProcessGroup | None = None,
         unclaimed: float = 1.0,
+        aux_loss_coefficient: float | None = None,
     ) -> None:
         self.layers: list[MoELayer] = moe_layers(model)
         if not self.layers:
             raise ValueError(
                 f"{type(model).__name__} has no MoE layer that moegate knows: `moegate hf families` lists what it does."
             )
-        self._group = process_group
+        self._group, self._own = process_group, aux_loss_coefficient
         self._pooled = PooledLoss(model)
         self._losses: LayerLosses | None = None
         if balance_loss is not None:
@@ -182,7 +184,7 @@ class RoutingMonitor:
     def _open(self, now: ForwardPass) -> None:
         if self._losses is not None:
             # Read now: a trainer may set it after this was made.
-            now.own = self._pooled.coefficient
+            now.own = self._pooled.coefficient if self._own is None else self._own
             now.coefficients = self._losses.coefficients(now.own)
             self._pooled.silence()
             self._live = [reference for reference in self._live if reference() is not None] + [weakref.ref(now)]
