@@ -194,13 +194,13 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
     Example:
         >>> rows = [{"arm": "qwen3: no loss", "seed": seed, "bits_per_byte": 3.0, "max_violation": [1.0, 2.0],
-        ...          "dead_fraction": [0.0, 0.0], "seconds": 9.0} for seed in (0, 1)]
+        ...          "dead_fraction": [0.0, 0.0]} for seed in (0, 1)]
         >>> print(table(rows).splitlines()[-1])
-        | qwen3: no loss | 3.000 ± 0.000 | – | 1.50 ± 0.00 | 2.00 ± 0.00 | 9 |
+        | qwen3: no loss | 3.000 ± 0.000 | – | 1.50 ± 0.00 | 2.00 ± 0.00 |
     """
     lines = [
-        "| arm | bits/byte | difference | MaxVio, mean of layers | MaxVio, worst layer | s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| arm | bits/byte | difference | MaxVio, mean of layers | MaxVio, worst layer |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name in ARMS:
         runs = {record["seed"]: record for record in records if record["arm"] == name}
@@ -216,7 +216,6 @@ def _cells(name: str, runs: dict[int, dict[str, Any]], first: dict[int, dict[str
     yield "–" if runs == first or not pairs else _estimate(pairs, 3, sign="+")
     yield _estimate([sum(run["max_violation"]) / len(run["max_violation"]) for run in runs.values()], 2)
     yield _estimate([max(run["max_violation"]) for run in runs.values()], 2)
-    yield f"{sum(run['seconds'] for run in runs.values()) / len(runs):.0f}"
 
 
 def _first(name: str, records: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:

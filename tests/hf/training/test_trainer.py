@@ -228,6 +228,27 @@ def test_a_second_training_balances_again(tmp_path: Path) -> None:
     assert not model.model.layers[0].mlp._forward_hooks
 
 
+def test_a_model_that_is_made_when_training_begins(tmp_path: Path) -> None:
+    made: list[PreTrainedModel] = []
+
+    def model_init() -> PreTrainedModel:
+        made.append(deepseek())
+        return made[-1]
+
+    callback = RoutingCallback(bias_controller=SignBias)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False
+    )
+    Trainer(args=arguments, model_init=model_init, train_dataset=rows_of(ROWS), callbacks=[callback]).train()
+    assert len(made) == 2
+    assert not bias(made[0]).any() and bias(made[1]).any()
+    assert not made[0].model.layers[0].mlp.gate._forward_hooks
+
+
+def bias(model: PreTrainedModel) -> Tensor:
+    return model.model.layers[0].mlp.gate.e_score_correction_bias
+
+
 def test_label_smoothing_takes_the_loss_from_the_logits(tmp_path: Path) -> None:
     # The trainer keeps the labels to itself, so that the model returns no loss to add to.
     found = []

@@ -83,7 +83,8 @@ class LayerWatch:
         if logits_TE is not None and logits_TE.shape[0] == index_TK.shape[0]:
             trains = self._has_loss and now.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-                shares_TE = probabilities(logits_TE, self._score)
+                # Logits past the experts are of what is no expert, such as ZAYA's way around them.
+                shares_TE = probabilities(logits_TE[:, : self.layer.num_experts], self._score)
                 if trains:
                     self._add_loss(layer_balance(shares_TE, index_TK, real_T), now)
         if not recomputing():

@@ -28,7 +28,7 @@ class ForwardPass:
         share: the part of the optimizer step's loss that this batch makes, where the loss is a sum over its tokens
             divided by those of the step; 1 where it is a mean.
         coefficients: of each layer's balance loss; empty without one.
-        own: the coefficient of the model's pooled loss.
+        own: the coefficient of the model's pooled loss, by which a trainer may multiply ``outputs.aux_loss``.
         received: ``expert_index`` of each call of each layer's experts, by the layer's number.
         losses: the loss of each layer, without a graph, by the layer's number.
         scale: the gradient that reached the balance loss of this pass; None where none did.
