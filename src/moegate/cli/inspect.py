@@ -111,7 +111,8 @@ class Found:
     def show(self, console: Console, layers: str | None, written: dict[str, str]) -> None:
         """Print the table, the findings, the sweep, and where the files are."""
         num_layers = len(self.page.figures.table)
-        console.print(f"[bold]{self.source}[/]: {_size(self.trace)}")
+        name = Path(self.source).name if Path(self.source).exists() else self.source
+        console.print(f"{name}: {_size(self.trace)}", style="bold", markup=False)
         print_layers(console, self.page.figures, layers_to_list(layers, num_layers))
         for sentence in self.page.findings:
             console.print(f"• {sentence}", markup=False)
