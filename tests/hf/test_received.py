@@ -9,6 +9,7 @@ from tiny_models import every_model, tiny_inputs, tiny_model
 from truth import Truth
 
 from moegate.hf import moe_layers, record
+from moegate.hf.logits import gate_logits
 from moegate.hf.received import CALLS, watch
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
@@ -140,3 +141,28 @@ def test_adapters_around_the_experts():
     layer.experts(hidden_states=torch.randn(1, 32), top_k_index=torch.tensor([[1]]), top_k_weights=torch.ones(1, 1))
     assert seen[0].expert_index.shape == (24, 2)
     assert seen[1].expert_index.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("name", every_model())
+def test_logits_are_the_gate_s(name):
+    """Against the gate's own parameters; what is recorded is what orders the experts."""
+    model, inputs = tiny_model(name), tiny_inputs(name)
+    layers = [layer for layer in moe_layers(model) if layer.row.gate is not None]
+    made = {}
+    for layer in layers:
+
+        def keep(module, args, kwargs, output, layer=layer):
+            made[layer.name] = gate_logits(layer, *args, **kwargs)
+
+        layer.gate.register_forward_hook(keep, with_kwargs=True)
+    with record(model, logits=True) as recording, torch.no_grad():
+        model(**inputs)
+    trace = recording.trace
+    for layer in layers:
+        logits = trace.logits[:, trace.layers.index(layer.name), : layer.num_experts]
+        expected = made[layer.name].float()
+        if layer.row.logits == "product_keys":
+            first, second = expected.chunk(2, dim=1)
+            expected = torch.stack([(a[:, None] + b).flatten() for a, b in zip(first, second, strict=True)])
+        logits = logits[logits.isfinite().all(dim=1)]
+        torch.testing.assert_close(logits, expected[:, : layer.num_experts], rtol=1e-6, atol=1e-6)

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from moegate.hf.loading import TextBatch, Tokenizer
+    from moegate.hf.saliency import Saliency
     from moegate.hf.text_files import Domain
     from moegate.hf.top_k_sweep import TopKResult
 
-__all__ = ["Reading", "Subject", "load_subject", "record_subject", "sweep_subject"]
+__all__ = ["Reading", "Subject", "load_subject", "record_subject", "score_subject", "sweep_subject"]
 
 LOGITS_LIMIT = 2**30
 """Bytes of logits that are kept for the margins."""
@@ -120,6 +121,14 @@ def record_subject(subject: Subject, console: Console) -> Trace:
             subject.model(**batch.inputs)
             done()
     return recording.trace
+
+
+def score_subject(subject: Subject, console: Console) -> "Saliency":
+    """Scores the experts of the model by what they add."""
+    from moegate.hf.saliency import saliency
+
+    with _progress(console, "Scoring", len(subject.batches)) as done:
+        return saliency(subject.model, subject.batches, seen=lambda _: done())
 
 
 def sweep_subject(subject: Subject, top_k: "Sequence[int]", console: Console) -> "list[TopKResult]":

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import moegate.hf.experts_interface  # registers the implementation  # noqa: F401
 from moegate.hf.layers import MoELayer, moe_layers
+from moegate.hf.loading import ByteTokenizer, TextBatch, load_model, texts_to_batches
 from moegate.hf.record import Recording, record
+from moegate.hf.replay import Replay, replay
+from moegate.hf.saliency import Saliency, saliency, save_saliency
 from moegate.hf.statistics import Statistics
 from moegate.hf.swap import Swapped, SwappedLayer, swap, unswap
 from moegate.hf.upcycle import upcycle
@@ -17,15 +20,24 @@ if TYPE_CHECKING:
     from moegate.hf.training.callback import RoutingCallback
 
 __all__ = [
+    "ByteTokenizer",
     "MoELayer",
     "Recording",
+    "Replay",
     "RoutingCallback",
+    "Saliency",
     "Statistics",
     "Swapped",
     "SwappedLayer",
+    "TextBatch",
+    "load_model",
     "moe_layers",
     "record",
+    "replay",
+    "saliency",
+    "save_saliency",
     "swap",
+    "texts_to_batches",
     "unswap",
     "upcycle",
 ]

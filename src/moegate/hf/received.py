@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moegate.hf.layers import MoELayer
+from moegate.hf.logits import gate_logits
 from moegate.records import EMPTY
 
-__all__ = ["CALLS", "Handles", "Received", "See", "gate_logits", "watch", "watch_logits"]
+__all__ = ["CALLS", "Handles", "Received", "See", "given_logits", "three_arguments", "watch", "watch_logits"]
 
 
 class Received(NamedTuple):
@@ -52,14 +53,19 @@ def watch(layer: MoELayer, see: See) -> Handles:
 def watch_logits(layer: MoELayer, see: Callable[[Tensor], None]) -> Handles:
     """Calls ``see`` with the logits ``[T, E]`` that the layer's gate gives, each time before the experts run."""
 
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        see(gate_logits(layer, output))
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        see(given_logits(layer, args, kwargs, output))
 
-    return Handles(layer.gate.register_forward_hook(hook))
+    return Handles(layer.gate.register_forward_hook(hook, with_kwargs=True))
 
 
-def gate_logits(layer: MoELayer, output: Any) -> Tensor:
-    """The logits ``[T, E]`` in the output of a layer's gate."""
+def given_logits(layer: MoELayer, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+    """The logits ``[T, E]`` that a layer's gate made in a call."""
+    if layer.row.logits == "normed":  # Gemma 4's gate keeps its logits to itself and gives their softmax
+        return gate_logits(layer, *args, **kwargs)
+    if layer.row.logits == "product_keys":  # an expert is a pair of keys, and its logit the sum of theirs
+        first_TE, second_TE = gate_logits(layer, *args, **kwargs).chunk(2, dim=-1)
+        return (first_TE[:, :, None] + second_TE[:, None, :]).flatten(1)
     logits: Tensor = output[_LOGITS_AT[layer.row.receives]] if isinstance(output, tuple) else output
     return logits.reshape(-1, logits.shape[-1])
 
@@ -81,7 +87,7 @@ def _top_k(layer: MoELayer, see: See) -> Handles:
     """``experts(hidden_states, expert_index, weights)``, by position or by name."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        see(Received(*_three(module, args, kwargs)[1:]))
+        see(Received(*three_arguments(module, args, kwargs)[1:]))
 
     return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -96,7 +102,7 @@ def _skips(layer: MoELayer, see: See) -> Handles:
     return _top_k(layer, without_skips)
 
 
-def _three(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+def three_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """The three arguments of a call of the experts, in order."""
     if len(args) >= 3:
         return args[:3]
@@ -113,7 +119,7 @@ def _one_hot(layer: MoELayer, see: See) -> Handles:
     """Switch: ``experts(hidden, chosen [T, 1, E] of 0 and 1, probability [T, 1])``; a dropped token has no 1."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        _, chosen_TKE, weights_TK = _three(module, args, kwargs)
+        _, chosen_TKE, weights_TK = three_arguments(module, args, kwargs)
         taken_TK, index_TK = chosen_TKE.max(dim=-1)
         see(Received(index_TK.masked_fill(taken_TK == 0, EMPTY), weights_TK * taken_TK))
 
@@ -124,7 +130,7 @@ def _probabilities(layer: MoELayer, see: See) -> Handles:
     """NLLB: ``experts(hidden, first [T, E] of 0 and 1, probabilities [T, E])``, 0 for all but the two chosen ones."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        see(_chosen(_three(module, args, kwargs)[2], 2))
+        see(_chosen(three_arguments(module, args, kwargs)[2], 2))
 
     return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
 

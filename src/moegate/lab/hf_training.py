@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ ARMS = {
     "qwen3: per layer, 0.01 each": Arm("qwen3_moe", balance_loss=0.01),
     "deepseek_v3: bias as it is": Arm("deepseek_v3"),
     "deepseek_v3: bias update": Arm("deepseek_v3", bias_controller=SignBias),
+    "deepseek_v3: bias update, rate 0.01": Arm("deepseek_v3", bias_controller=partial(SignBias, rate=0.01)),
 }
 """By name; the first of each model is what the others are compared with."""
 
@@ -165,6 +167,7 @@ def _model(arm: Arm, scale: Scale) -> nn.Module:
         "eos_token_id": None,
     }
     model: nn.Module
+    own: dict[str, Any]
     if arm.model == "qwen3_moe":
         own = {"num_experts": 8, "num_key_value_heads": 2, "head_dim": 32, "output_router_logits": arm.pooled > 0}
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**common, **own, router_aux_loss_coef=arm.pooled))

@@ -179,7 +179,7 @@ def test_the_bias_moves_once_a_step(dtype: torch.dtype, tmp_path: Path) -> None:
             oracle.received[number] = calls[2 * step : 2 * step + 2]
             load_E = torch.tensor(oracle.load(number, masks_of(range(4 * step, 4 * step + 4, 2)))).double()
             sign_E = torch.sign(load_E.mean() - load_E)
-            bias_E += RATE * (sign_E - sign_E.mean())
+            bias_E.add_(RATE * (sign_E - sign_E.mean()))
         found = model.model.layers[number].mlp.gate.e_score_correction_bias
         assert found.dtype == dtype
         torch.testing.assert_close(found, bias_E.to(dtype), rtol=1e-6, atol=1e-6)

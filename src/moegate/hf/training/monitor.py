@@ -1,6 +1,5 @@
 """``RoutingMonitor``: watches the routing of a model while it trains, and balances it if asked; for any loop."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moegate.balance.controllers import BiasController
+from moegate.hf.calls import recomputing
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.training.balance_loss import LayerLosses
 from moegate.hf.training.bias_update import BiasUpdate
 from moegate.hf.training.layer_watch import LayerWatch
-from moegate.hf.training.passes import ForwardPass, PassWatch, in_backward
+from moegate.hf.training.passes import ForwardPass, PassWatch
 from moegate.hf.training.pooled_loss import PooledLoss
 from moegate.hf.training.summary import summarize
 from moegate.hf.training.tally import Tally
@@ -216,7 +216,7 @@ class RoutingMonitor:
 
     def _pass_of(self, number: int, expert_index_TK: Tensor) -> ForwardPass | None:
         """The pass that a call of a layer's experts belongs to; in a backward, the one that it repeats."""
-        if not in_backward():
+        if not recomputing():
             now = self._passes.current
             if now is not None and self._losses is not None:
                 now.received.setdefault(number, []).append(expert_index_TK.to(torch.int16))
@@ -238,15 +238,3 @@ def _holds(calls: Any, expert_index_TK: Tensor) -> bool:
     return any(
         call.shape == expert_index_TK.shape and torch.equal(call, expert_index_TK.to(call.dtype)) for call in calls
     )
-
-
-def warn_once(seen: set[str], key: str, message: str) -> None:
-    """Warn of one thing once.
-
-    Example:
-        >>> seen = {"collapse"}
-        >>> warn_once(seen, "collapse", "A layer collapsed.")
-    """
-    if key not in seen:
-        seen.add(key)
-        warnings.warn(message, UserWarning, stacklevel=3)
