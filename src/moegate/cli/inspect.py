@@ -35,7 +35,10 @@ _OF_A_MODEL = ("text", "corpus", "top_k", "tokens", "batch_size", "sequence_leng
 
 def inspect(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A model's folder or name on the Hub, or a trace of any format.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A model's folder or name on the Hub, or a trace of any format.", metavar="MODEL_OR_TRACE"),
+    ],
     text: Annotated[list[Path] | None, option("Text file to run the model on; repeatable, each a domain.")] = None,
     corpus: Annotated[Path | None, option("Folder of texts, with a sub-folder a domain.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens at most, of all domains together.")] = 65_536,
