@@ -142,7 +142,7 @@ def sweep_subject(subject: Subject, top_k: "Sequence[int]", console: Console) ->
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> "Iterator[Callable[[], None]]":
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
