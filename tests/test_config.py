@@ -316,7 +316,7 @@ def test_aliases_that_agree_may_stand_together() -> None:
             {"model_type": "muse_spark_text", "num_experts_per_tok": 2, "output_multiplier": 0.2},
             r"output_multiplier=0.2 can't be honoured: .*multiply them in the gate and leave the name out",
         ),
-        ({"model_type": "nllb-moe", "num_experts": 8}, "'nllb-moe' is not known"),
+        ({"model_type": "vitpose_backbone", "num_experts": 8}, "'vitpose_backbone' is not known"),
         ({"num_experts_per_tok": 2, "n_group": -1}, "n_group must be at least 1, got -1"),
         ({"num_experts_per_tok": 2, "num_expert_groups": 0}, "num_expert_groups must be at least 1, got 0"),
         ({"num_experts_per_tok": 2, "num_experts": -8}, "num_experts must be at least 1, got -8"),

@@ -34,6 +34,8 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def layer(rule: RoutingRule, **options: Any) -> MoE:
     if rule.noise is not None and rule.noise.kind == "learned":
         options.setdefault("gate", NoisyLinearGate(HIDDEN, NUM_EXPERTS))
+    if rule.extra is not None and rule.extra.num_shared:
+        options["num_shared_experts"] = rule.extra.num_shared
     return MoE(HIDDEN, WIDTH, NUM_EXPERTS, rule, **options)
 
 
@@ -190,7 +192,14 @@ def by_hand(moe: MoE, hidden: Tensor, routing: Routing) -> Tensor:
     for token, expert, weight in zip(*routing.edges(), strict=True):
         gate, up = (moe.experts.gate_up_proj[expert] @ hidden[token]).chunk(2)
         out[token] += weight * (moe.experts.down_proj[expert] @ (nn.functional.silu(gate) * up))
-    return out if moe.shared_experts is None else out + moe.shared_experts(hidden)
+    shared, weights = moe.shared_experts, routing.shared_weights
+    if shared is None or weights is None:
+        return out if shared is None else out + shared(hidden)
+    for number in range(weights.shape[1]):
+        of_one = slice(number * WIDTH, (number + 1) * WIDTH)
+        gate, up = (hidden @ layer.weight[of_one].T for layer in (shared.gate_proj, shared.up_proj))
+        out = out + weights[:, number, None] * ((nn.functional.silu(gate) * up) @ shared.down_proj.weight[:, of_one].T)
+    return out
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"soft_moe", "llama4"}))

@@ -29,7 +29,7 @@ from moegate.noise import InputJitter
 from moegate.parts import check_integer, check_number, did_you_mean
 from moegate.rule import RoutingRule
 from moegate.scoring import Identity, ReLU, Score, Sigmoid, Softmax, SoftmaxSelected, SqrtSoftplus
-from moegate.selection import GroupedTopK, ProductKeyTopK, Selection, SparseMixer, TopK
+from moegate.selection import GroupedTopK, ProductKeyTopK, SecondChoice, Selection, SparseMixer, TopK
 from moegate.weighting import Weighting
 
 __all__ = ["ALIASES", "MODEL_TYPES", "rule_from_config"]
@@ -51,8 +51,6 @@ _SCORES: dict[str, Score] = {
 
 def rule_from_config(config: Any) -> RoutingRule:
     """The rule of a model configuration.
-
-    An ``expert_capacity`` (Switch Transformers), an absolute number of tokens per sequence, is no part of the rule.
 
     Args:
         config: a dict of names, or an object with ``to_dict``, such as a Hugging Face ``PretrainedConfig``. A dict
@@ -76,11 +74,11 @@ def rule_from_config(config: Any) -> RoutingRule:
     names = {name: value for name in ALIASES if (value := _read(values, name)) is not None}
     names = _completed(values, names)
     rule = RoutingRule(
-        selection=_selection(names),
+        selection=_selection(names, values),
         score=_score(names),
         weighting=_weighting(names),
         noise=_noise(names),
-        capacity=_capacity(names),
+        capacity=_capacity(names, values),
         rank_by=names.get("rank_by", "logits"),
         extra=_extra(names, values),
     )
@@ -238,7 +236,7 @@ def _megatron_groups(names: Mapping[str, Any]) -> dict[str, str]:
     return {"topk_method": "group_limited_greedy" if summed == 1 else "noaux_tc"}
 
 
-def _selection(names: Mapping[str, Any]) -> Selection:
+def _selection(names: Mapping[str, Any], values: Mapping[str, Any]) -> Selection:
     if "num_experts_per_tok" not in names:
         raise ValueError(
             f"The configuration does not say how many experts a token goes to: expected one of "
@@ -249,6 +247,8 @@ def _selection(names: Mapping[str, Any]) -> Selection:
         return SparseMixer(top_k, epsilon=float(names.get("router_jitter_noise", SparseMixer.epsilon)))
     if names.get("selection") == "product_keys":
         return ProductKeyTopK(top_k)
+    if names.get("selection") == "second_choice" and values.get("second_expert_policy", "all") != "all":
+        return SecondChoice(values["second_expert_policy"])
     num_groups, method = names.get("n_group", 1), names.get("topk_method")
     if num_groups == 1 or method == "greedy":
         return TopK(top_k)
@@ -300,8 +300,28 @@ def _noise(names: Mapping[str, Any]) -> InputJitter | None:
     return InputJitter(float(epsilon)) if epsilon else None
 
 
-def _capacity(names: Mapping[str, Any]) -> Capacity | None:
-    """Megatron's capacity; there, a negative factor is none."""
+def _capacity(names: Mapping[str, Any], values: Mapping[str, Any]) -> Capacity | None:
+    kind = names.get("capacity")
+    if kind == "switch" and "expert_capacity" in values:
+        return Capacity(places=values["expert_capacity"], scope="sequence")
+    return _capacity_of_nllb(names, values) if kind == "nllb" else _capacity_of_megatron(names)
+
+
+def _capacity_of_nllb(names: Mapping[str, Any], values: Mapping[str, Any]) -> Capacity:
+    """A fixed number of places, or twice the even share; in evaluation a fraction of the tokens."""
+    places, fraction = values.get("expert_capacity"), values.get("moe_eval_capacity_token_fraction", 1.0)
+    return Capacity(
+        1.0,
+        multiple_of=1 if places else 2,
+        places=places,
+        eval_factor=fraction * names.get("num_experts", 128) / 2 if fraction > 0 else None,
+        drop="batch_priority" if values.get("batch_prioritized_routing") else "position",
+        weigh="before" if values.get("normalize_router_prob_before_dropping") else "after",
+    )
+
+
+def _capacity_of_megatron(names: Mapping[str, Any]) -> Capacity | None:
+    """There, a negative factor is none."""
     policy = names.get("moe_token_drop_policy", "probs")
     orders = {"probs": "weight", "position": "position"}
     if policy not in orders:

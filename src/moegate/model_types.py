@@ -76,6 +76,8 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "mixtral": _SOFTMAX_RENORMALIZED,
     "muse_spark_text": _SIGMOID_RENORMALIZED | {"eps": 1e-15},
     "nemotron_h": _SIGMOID_GROUPED,
+    "nllb-moe": _SOFTMAX_RENORMALIZED
+    | {"num_experts_per_tok": 2, "selection": "second_choice", "capacity": "nllb", "moe_norm_min": 2.0**-23},
     "olmoe": _SOFTMAX,
     "openai_privacy_filter": _SOFTMAX_SELECTED,
     "phimoe": {"selection": "sparse_mixer", "scoring_func": "softmax", "norm_topk_prob": False},
@@ -90,7 +92,7 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "solar_open": _SIGMOID_GROUPED,
     "step3p5": _SIGMOID_RENORMALIZED,
     "step3p7": _SIGMOID_RENORMALIZED,
-    "switch_transformers": {"scoring_func": "softmax", "norm_topk_prob": False, "num_experts_per_tok": 1},
+    "switch_transformers": _SOFTMAX_PLAIN | {"num_experts_per_tok": 1, "capacity": "switch"},
     "unlimited_ocr_text": _SOFTMAX_PLAIN,
     "zaya": {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": "greedy", "extra": "null_expert"},
 }

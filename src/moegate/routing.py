@@ -228,7 +228,9 @@ def _assignment(
 
     def assign(index_TK: Tensor) -> tuple[Tensor, Tensor]:
         chosen_TK = None if own_TK is None else own_TK.masked_fill(index_TK < 0, 0.0)
-        if chosen_TK is None:
+        if chosen_TK is None and rule.score.elementwise:
+            chosen_TK = rule.score.scores(gather_slots(logits_TE, index_TK, fill=0.0)).masked_fill(index_TK < 0, 0.0)
+        elif chosen_TK is None:
             scores_TE = candidates.scores if candidates.shared_logits is None else rule.score.scores(logits_TE)
             chosen_TK = rule.score.weights(logits_TE, scores_TE, index_TK)
         weights_TK = rule.weighting.weigh(chosen_TK)
@@ -239,7 +241,7 @@ def _assignment(
         if expert_scale_E is not None:
             weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, index_TK)
         # A score may look sound although a logit of its row is NaN; the weights must not.
-        spoiled_T1 = logits_TE.isnan().any(dim=-1, keepdim=True)
+        spoiled_T1 = logits_TE.detach().amax(dim=-1, keepdim=True).isnan()
         return index_TK, weights_TK.masked_fill(spoiled_T1, float("nan")).masked_fill(index_TK < 0, 0.0)
 
     return assign

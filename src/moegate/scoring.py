@@ -22,10 +22,12 @@ class Score(Part):
     """How logits become scores.
 
     ``monotone``: within a row, a greater logit never has a smaller score. Without a bias the selection is then
-    made on the logits, so that scores which saturate still rank as their logits do.
+    made on the logits, so that scores which saturate still rank as their logits do. ``elementwise``: the score of an
+    expert depends on its own logit alone, so that those of the chosen experts are all that weights need.
     """
 
     monotone: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         """``[T, E]`` scores of ``[T, E]`` logits."""
@@ -102,6 +104,7 @@ class Sigmoid(Score):
     """
 
     kind: ClassVar[str] = "sigmoid"
+    elementwise: ClassVar[bool] = True
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         # No exponent is positive, so nothing overflows; at 0 the minimum passes half of the gradient, and |z| none,
@@ -124,6 +127,7 @@ class SqrtSoftplus(Score):
     """
 
     kind: ClassVar[str] = "sqrt_softplus"
+    elementwise: ClassVar[bool] = True
 
     # Below this, log(1 + exp(z)) is exp(z) to float64 precision, and its root is exp(z / 2).
     _TAIL: ClassVar[float] = -40.0
@@ -151,6 +155,7 @@ class Identity(Score):
     """
 
     kind: ClassVar[str] = "identity"
+    elementwise: ClassVar[bool] = True
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE
@@ -171,6 +176,7 @@ class ReLU(Score):
     """
 
     kind: ClassVar[str] = "relu"
+    elementwise: ClassVar[bool] = True
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE.relu()

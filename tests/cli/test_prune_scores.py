@@ -44,7 +44,7 @@ def test_scores_and_what_to_drop(folder: Path) -> None:
     assert "100 tokens, 2 layers." in shown.output
     assert "Experts to drop" in shown.output
     model, _ = load_model(folder / "model")
-    batches = texts_to_batches([TEXT], ByteTokenizer(), batch_size=4, max_tokens=100)
+    batches = texts_to_batches([TEXT], ByteTokenizer(), max_tokens=100)
     expected = saliency(model, batches)
     assert torch.allclose(load_file(output)["reap"], expected.reap)
 
@@ -69,14 +69,14 @@ def test_it_fits_eighty_columns(folder: Path) -> None:
 def test_errors_are_sentences(folder: Path) -> None:
     (folder / "empty.txt").write_text("")
     for arguments, sentence in [
-        ((folder / "model", "-t", folder / "none.txt"), "no such file or directory"),
-        ((folder / "model", "-t", folder / "empty.txt"), "There is no text in"),
+        ((folder / "model", "-t", folder / "none.txt"), "none.txt is no file"),
+        ((folder / "model", "-t", folder / "empty.txt"), "There is no text to run the model on"),
         ((folder, "-t", folder / "text.txt"), "has no config.json"),
         (
             (folder / "model", "-t", folder / "text.txt", "--tokens", 20, "--keep", 7),
             "keep is 7, but must be from 1 to 6",
         ),
-        ((folder / "model", "-t", folder / "text.txt", "--tokens", 0), "max_tokens is 0"),
+        ((folder / "model", "-t", folder / "text.txt", "--tokens", 0), "0 tokens are too few"),
     ]:
         shown = run(*arguments)
         assert shown.exit_code == 2, shown.output

@@ -59,7 +59,7 @@ def test_import_shows_and_keeps_a_trace(tmp_path: Path) -> None:
     shown = run("import", tmp_path / "routed.npy", "--num-experts", 9, "--output", output)
     assert shown.exit_code == 0, shown.output
     assert "A trace of 60 tokens, 3 layers, 9 experts, top-2." in shown.output
-    assert "times its share" in shown.output
+    assert "MaxVio" in shown.output
     assert np.array_equal(load(output).indices.numpy(), indices)
 
 
@@ -188,6 +188,25 @@ def test_place_says_which_replicas_fit(files: Path) -> None:
     assert shown.exit_code == 2 and "pass 1 replicas" in said(shown)
     shown = run("place", files / "loads.json", "--devices", 2, "--hold-out")
     assert shown.exit_code == 2 and "--hold-out needs a trace" in said(shown)
+
+
+def test_many_layers_are_listed_from_the_worst(tmp_path: Path) -> None:
+    trace = Trace(torch.rand(40, 20, 8).topk(2).indices, tuple(f"layer {n}" for n in range(20)), (8,) * 20)
+    indices = trace.indices.clone()
+    indices[:, 7] = (indices[:, 7] + 1) % 8
+    save(trace, tmp_path / "a.safetensors")
+    save(Trace(indices, trace.layers, trace.num_experts), tmp_path / "b.safetensors")
+    for arguments in (("diff", "a", "b"), ("place", "a", "--devices", 4)):
+        names = [tmp_path / f"{one}.safetensors" if one in ("a", "b") else one for one in arguments]
+        rows = {
+            wanted: [line.split()[1] for line in run(*names, "--layers", wanted).output.splitlines() if line[:1] == "│"]
+            for wanted in ("all", "3")
+        }
+        assert rows["all"][:20] == [str(layer) for layer in range(20)]
+        assert len(rows["3"]) in (3, 3 + 5)
+        assert "the 3" in run(*names, "--layers", 3).output.lower()
+        assert run(*names, "--layers", 0).exit_code == 2
+    assert "│ 7 " in run("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--layers", 1).output
 
 
 @pytest.mark.parametrize("arguments", [("import", "a"), ("diff", "a", "b"), ("place", "a", "--devices", "4")])

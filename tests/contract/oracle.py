@@ -30,7 +30,10 @@ def sigmoid(logits_TE: Values) -> Values:
 
 
 def sqrt_softplus(logits_TE: Values) -> Values:
-    return np.sqrt(np.maximum(logits_TE, 0.0) + np.log1p(np.exp(-np.abs(logits_TE))))
+    # Far below 0 the exponential underflows before its root does.
+    root_of_exponential_TE = np.exp(np.minimum(logits_TE, 0.0) / 2)
+    softplus_TE = np.maximum(logits_TE, 0.0) + np.log1p(np.exp(-np.abs(logits_TE)))
+    return np.where(logits_TE < -40.0, root_of_exponential_TE, np.sqrt(softplus_TE))
 
 
 SCORES: dict[str, Callable[[Values], Values]] = {

@@ -25,7 +25,10 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 def routed(tokens: int, rule: RoutingRule, **inputs: Any) -> Routing:
     return moegate.route(
-        torch.randn(tokens, NUM_EXPERTS, dtype=torch.float64), rule, token_ids=torch.arange(tokens), **inputs
+        torch.randn(tokens, rule.num_logits(NUM_EXPERTS), dtype=torch.float64),
+        rule,
+        token_ids=torch.arange(tokens),
+        **inputs,
     )
 
 

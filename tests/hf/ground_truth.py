@@ -115,7 +115,14 @@ def _sorted_rows(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
     seen.weights = weights_TE
 
 
+def _mask_and_probabilities(layer: MoELayer, seen: Seen, values: list[Any]) -> None:
+    """NLLB: what the router meant for each expert; the experts read it otherwise."""
+    _, _, weights_TE = values
+    seen.weights = weights_TE.detach().float().masked_fill(weights_TE == 0, float("nan"))
+
+
 READERS = {
+    "nllb": _mask_and_probabilities,
     "top_k": _top_k,
     "dbrx": _top_k,
     "skips": _skips,

@@ -57,7 +57,7 @@ def assert_raw_logits(seen, logits, num_experts):
     # Inkling keeps the logits of its shared experts to itself.
     candidates = [tensor for tensor in tensors if tensor.shape[-1] >= num_experts]
     assert any(
-        torch.equal(tensor.reshape(len(logits), -1).float(), logits[:, : tensor.shape[-1]].float())
+        torch.equal(tensor.reshape(-1, tensor.shape[-1]).float(), logits.flatten(0, -2)[:, : tensor.shape[-1]].float())
         for tensor in candidates
     )
 
@@ -100,7 +100,7 @@ def test_in_evaluation(name):
     # A bias that changed nothing would prove nothing.
     assert not biased or any(changed)
     layer, row = results[0][0], results[0][0].row
-    if not (row.rule or row.scaled_after or row.hash_table) and name != "dots3_note vision":
+    if not (row.rule or row.config or row.scaled_after or row.hash_table) and name != "dots3_note vision":
         assert moegate.RoutingRule.from_config(layer.config) == layer.rule
 
 
@@ -310,19 +310,41 @@ def test_a_block_that_scales_after_its_experts_scales_by_what_the_rule_leaves_ou
         torch.testing.assert_close(out[0, :, 0], routing.weights.sum(-1) * factor, rtol=1e-5, atol=0.0)
 
 
-def test_switch_transformers_drops_what_an_expert_has_no_room_for():
-    results = assert_parity("switch_transformers", expert_capacity=12)
-    assert all(not seen.weights.isnan().all(-1).any() for _, seen, _, _ in results)
-    model = tiny_model("switch_transformers", expert_capacity=1)
-    layer = moe_layers(model)[0]
-    with watched([layer]) as calls, torch.no_grad():
-        model(**tiny_inputs("switch_transformers"))
-    seen = calls[0][0]
-    wanted = moegate.route(gate_logits(layer, *seen.args), layer.rule).expert_index.view(2, 12)
-    # Each expert keeps the first of each sequence, which no rule says.
-    kept = torch.stack([torch.tensor([int(e) not in row[:t] for t, e in enumerate(row)]) for row in wanted.tolist()])
-    assert torch.equal(~seen.weights.isnan().all(-1).view(2, 12), kept)
-    assert not kept.all()
+@pytest.mark.parametrize("places", [1, 3, 12])
+def test_switch_transformers_drops_what_an_expert_has_no_room_for(places):
+    results = assert_parity("switch_transformers", expert_capacity=places)
+    dropped = [bool(seen.weights.isnan().all(-1).any()) for _, seen, _, _ in results]
+    assert any(dropped) == (places < 12)
+    # By sequence: as one, the twenty-four tokens of two sequences would lose more.
+    layer, _, logits, routing = results[0]
+    assert logits.shape == (2, 12, 8)
+    as_one = moegate.route(logits.flatten(0, 1), layer.rule)
+    assert places > 1 or (as_one.expert_index < 0).sum() > (routing.expert_index < 0).sum()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"expert_capacity": 3, "moe_eval_capacity_token_fraction": -1.0},
+        {"moe_eval_capacity_token_fraction": 0.2},
+        {"expert_capacity": 3, "moe_eval_capacity_token_fraction": -1.0, "batch_prioritized_routing": True},
+        {"moe_eval_capacity_token_fraction": 0.2, "normalize_router_prob_before_dropping": True},
+    ],
+    ids=str,
+)
+def test_the_router_of_nllb_moe(changes):
+    # The rule of its configuration is what its router chooses; what its experts make of that is another matter.
+    layer, hidden = moe_layers(tiny_model("nllb_moe", **changes))[0], torch.randn(24, 32)
+    rule = moegate.RoutingRule.from_config(layer.config)
+    with torch.no_grad():
+        first, weights, logits = layer.gate(hidden)
+        assert torch.equal(gate_logits(layer, hidden), logits)
+        routing = moegate.route(logits, rule)
+    ours = torch.zeros(24, 8).scatter_add(1, routing.expert_index.clamp(min=0), routing.weights)
+    torch.testing.assert_close(ours, weights, rtol=TOLERANCE, atol=0.0)
+    assert torch.equal(routing.expert_index[:, 0] >= 0, first.sum(-1) > 0)
+    assert bool((weights > 0).sum(-1).lt(2).any()) == bool(changes)
 
 
 def test_inkling_weighs_its_shared_experts_with_the_others():

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 pytest.importorskip("transformers")
 
-from tiny_models import VOCABULARY, tiny_model
+from tiny_models import MODELS, VOCABULARY, Tiny, every_model, tiny_model
 
 from moegate.hf.layers import moe_layers
 from moegate.hf.loading import TextBatch
@@ -79,6 +79,43 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(layer.experts._forward_hooks for layer in moe_layers(model))
     with torch.no_grad():
         assert torch.equal(model(**batch.inputs).logits, before)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "moegate"])
+def test_experts_that_take_no_single_slot_are_asked_all_the_same(implementation: str) -> None:
+    model, batch = tiny_model("longcat_flash"), batch_of([8])
+    model.set_experts_implementation(implementation)
+    found = saliency(model, [batch])
+    layer = moe_layers(model)[0]
+    seen: list[tuple[torch.Tensor, ...]] = []
+    handle = layer.experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    with torch.no_grad():
+        model(**batch.inputs, use_cache=False)
+        handle.remove()
+        hidden, index, weights = seen[0]
+        expected = torch.zeros(layer.num_experts).double()
+        # All slots in the call, all weights but one of them 0.
+        for slot in range(index.shape[1]):
+            alone = torch.zeros_like(weights)
+            alone[:, slot] = weights[:, slot]
+            expected.index_add_(0, index[:, slot], layer.experts(hidden, index, alone).norm(dim=1).double())
+    assert torch.allclose(found.contribution[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in every_model() if MODELS.get(name, Tiny()).inputs == "tokens"])
+def test_every_family_is_scored_or_refused(name: str) -> None:
+    model = tiny_model(name)
+    layers = moe_layers(model)
+    if any(layer.row.receives not in ("top_k", "dbrx", "skips") for layer in layers):
+        with pytest.raises(ValueError, match="so that they can't be asked slot by slot"):
+            saliency(model, [])
+        return
+    found = saliency(model, [batch_of([7, 4])])
+    assert found.tokens.tolist() == [11] * len(layers)
+    assert found.contribution.isfinite().all() and found.contribution.sum() > 0
+    assert (found.contribution[found.count == 0] == 0).all()
+    most = torch.tensor([layer.top_k for layer in layers]) * 11
+    assert (found.count.sum(dim=1) <= most).all()
 
 
 def test_hooks_go_when_a_batch_fails() -> None:

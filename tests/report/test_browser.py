@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# From this folder; conftest.py puts it on the path.
+from pages import CONTRAST, NAMELESS, OUTSIDE, card, hover, pixel, tooltip
+
 from moegate.report import write_report
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Page
 
 Make = Callable[..., Path]
 PHONE = {"width": 360, "height": 740}
@@ -27,38 +30,12 @@ def page(chromium_page: "Page", gallery: Path) -> "Page":
     return chromium_page
 
 
-def card(page: "Page", title: str) -> "Locator":
-    return page.locator("section.card", has=page.get_by_role("heading", name=title, exact=True))
-
-
 def choose_run(page: "Page", label: str) -> None:
     page.get_by_label("Run", exact=True).select_option(label=label)
 
 
-def tooltip(page: "Page") -> "Locator":
-    return page.locator("#tooltip")
-
-
 def column(page: "Page", number: int) -> list[str]:
     return page.locator("table.summary").first.locator(f"tbody tr > :nth-child({number})").all_inner_texts()
-
-
-def hover(page: "Page", target: "Locator", x: float | None = None, y: float | None = None) -> None:
-    """Move the mouse onto a mark, by default to its middle, once scrolling has come to rest."""
-    target.scroll_into_view_if_needed()
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    box = target.bounding_box()
-    assert box is not None
-    page.mouse.move(
-        box["x"] + (box["width"] / 2 if x is None else x), box["y"] + (box["height"] / 2 if y is None else y)
-    )
-
-
-def pixel(canvas: "Locator", x: float, y: float) -> tuple[int, ...]:
-    """Colour at a place given in the canvas's own CSS pixels."""
-    read = """(canvas, [x, y]) => { const density = canvas.width / canvas.clientWidth;
-      return [...canvas.getContext("2d").getImageData(x * density, y * density, 1, 1).data]; }"""
-    return tuple(canvas.evaluate(read, [x, y]))
 
 
 def test_it_opens_without_asking_the_network(page: "Page") -> None:
@@ -317,33 +294,6 @@ def test_an_unfinished_run_is_shown_as_unfinished(page: "Page") -> None:
     assert card(page, "Training").locator(".plot").count() == 2
 
 
-CONTRAST = """() => {
-  const parse = (text) => { const c = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    c.fillStyle = text; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; };
-  const part = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
-  const skipped = "script, style, .unseen, .skip, [aria-disabled=true], .dimmed";
-  const worst = new Map();
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest(skipped)) continue;
-    const inSvg = element.closest("svg");
-    const ink = parse(getComputedStyle(element)[inSvg ? "fill" : "color"]);
-    let ground = null;
-    for (let at = element; at && !ground; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour[3] === 255) ground = colour;
-    }
-    const [high, low] = [light(ink), light(ground)].sort((a, b) => b - a);
-    const ratio = (high + 0.05) / (low + 0.05);
-    const key = `${element.tagName}.${element.getAttribute("class")}`;
-    if (!worst.has(key) || worst.get(key) > ratio) worst.set(key, ratio);
-  }
-  return [...worst];
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_the_contrast_of_wcag_aa(page: "Page", scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
@@ -370,11 +320,6 @@ def test_dark_follows_the_system_and_the_button(page: "Page") -> None:
     assert ground() == dark
 
 
-OUTSIDE = """() => [...document.querySelectorAll("main *")].filter((element) =>
-  !element.closest(".scroll, .unseen, .text, svg") && element.getBoundingClientRect().right > innerWidth + 1)
-  .map((element) => element.outerHTML.slice(0, 80))"""
-
-
 @pytest.mark.parametrize("label", [LANGUAGE_RUN, UNFINISHED_RUN, "digits: topk, K = 4, aux balance, seed 0"])
 def test_a_phone_needs_no_sideways_scrolling(page: "Page", label: str) -> None:
     page.set_viewport_size(PHONE)
@@ -397,10 +342,7 @@ def test_a_narrower_window_draws_the_charts_again(page: "Page") -> None:
 
 def test_everything_that_takes_the_focus_has_a_name(page: "Page") -> None:
     choose_run(page, LANGUAGE_RUN)
-    nameless = """() => [...document.querySelectorAll("a, button, select, summary, [tabindex='0']")].filter((element) =>
-        element.checkVisibility() && !(element.getAttribute("aria-label") || element.textContent.trim()
-        || element.labels?.[0]?.textContent)).map((element) => element.outerHTML.slice(0, 100))"""
-    assert page.evaluate(nameless) == []
+    assert page.evaluate(NAMELESS) == []
     labels = page.locator("main section").evaluate_all(
         "all => all.map(s => document.getElementById(s.getAttribute('aria-labelledby'))?.textContent)"
     )

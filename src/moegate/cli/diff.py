@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moegate.cli.import_ import number
+from moegate.cli.layer_table import layers_to_list, number
+from moegate.report.traces.names import layer_labels
 from moegate.trace import Difference, Trace, read
 from moegate.trace import diff as compare
-from moegate.trace.names import short_names
 
 EXAMPLES = (
     "moegate diff bfloat16.safetensors float32.safetensors --output page.html",
@@ -29,16 +29,20 @@ class Tokens(str, Enum):
     common_prefix = "common-prefix"
 
 
-def layers_table(found: Difference) -> Table:
-    """A row a layer; columns of what was not recorded are left out."""
-    table = Table("layer", title="Agreement by layer", title_justify="left")
+def layers_table(found: Difference, listed: int | None) -> Table:
+    """A row a layer, or the layers that agree least; columns of what was not recorded are left out."""
+    title = "Agreement by layer" if listed is None else f"The {listed} layers that agree least (--layers all: all)"
+    table = Table("layer", title=title, title_justify="left")
     margins = any(row.margin_same is not None for row in found.layers)
     weights = any(row.weight_moved is not None for row in found.layers)
     names = ["experts agree", "by chance", "same set", "part first"]
     names += ["margin, same", "margin, parted"] * margins + ["weight moved"] * weights
     for name in names:
         table.add_column(name, justify="right")
-    for name, row in zip(short_names([row.layer for row in found.layers]), found.layers, strict=True):
+    rows = list(zip(layer_labels([row.layer for row in found.layers]), found.layers, strict=True))
+    if listed is not None:
+        rows = sorted((pair for pair in rows if pair[1].tokens), key=lambda pair: pair[1].agreement)[:listed]
+    for name, row in rows:
         cells = [f"{row.agreement:.2%}", f"{row.chance:.1%}", f"{row.exact:.2%}", f"{row.first:,}"]
         cells += [number(row.margin_same, 3), number(row.margin_parted, 3)] * margins
         if row.weight_moved is not None:
@@ -52,8 +56,8 @@ def tokens_table(found: Difference) -> Table:
     table = Table(title="Tokens that differ most", title_justify="left")
     for name in ("token", "id", "document", "layers that differ", "first layer", "experts agree"):
         table.add_column(name, justify="right")
-    layers = [row.layer for row in found.layers]
-    short = dict(zip(layers, short_names(layers), strict=True))
+    names = [row.layer for row in found.layers]
+    short = dict(zip(names, layer_labels(names), strict=True))
     for one in found.extremes:
         known = ("–" if value is None else str(value) for value in (one.token_id, one.document_id))
         cells = (
@@ -85,6 +89,9 @@ def diff(
     ] = Tokens.same,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="An HTML page of both, to write.")] = None,
     show: Annotated[int, typer.Option("--show", help="How many of the tokens that differ most are listed.")] = 5,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="How many layers to list, those that agree least first, or all.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Compare two traces of the same tokens: how far their experts agree, and where they part.
@@ -104,7 +111,7 @@ def diff(
     console = Console()
     console.print(escape(found.verdict), style="bold", highlight=False)
     if found.tokens:
-        console.print(layers_table(found))
+        console.print(layers_table(found, layers_to_list(layers, len(found.layers))))
     if found.extremes:
         console.print(tokens_table(found))
     for note in found.notes:

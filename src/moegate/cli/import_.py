@@ -1,18 +1,17 @@
 """`moegate import`: what another system wrote, read, shown and kept."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from moegate.trace import Loads, Trace, layer_table, read, save, save_loads, totals
+from moegate.cli.layer_table import layers_to_list, print_layers
+from moegate.report.traces.content import Figures
+from moegate.report.traces.names import layer_labels
+from moegate.trace import Loads, Trace, layer_table, read, save, save_loads
 from moegate.trace.importers import FORMATS
-from moegate.trace.names import short_names
-from moegate.trace.statistics import LayerStatistics
 
 EXAMPLES = (
     "moegate import routed_experts.npy --num-experts 128 --output vllm.safetensors",
@@ -20,30 +19,6 @@ EXAMPLES = (
     "moegate import moe_trace.csv --output loads.json",
 )
 """Calls that end the help of the verb."""
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def experts_of(pairs: tuple[tuple[int, float], ...]) -> str:
-    """Experts with their loads, relative to a fair share."""
-    return " ".join(f"{expert}:{load:.2g}" for expert, load in pairs if not math.isnan(load))
-
-
-def statistics_table(rows: list[LayerStatistics]) -> Table:
-    """A row a layer; loads relative to a fair share."""
-    table = Table("layer", title="Load of the experts, 1 is a fair share", title_justify="left")
-    for name in ("least", "median", "most", "effective", "dead", "Gini"):
-        table.add_column(name, justify="right")
-    table.add_column("hottest")
-    for name, row in zip(short_names([row.layer for row in rows]), rows, strict=True):
-        values = (number(row.least_load), number(row.median_load), number(row.greatest_load))
-        effective = f"{number(row.effective_experts, 1)} of {row.num_experts}"
-        cells = (*values, effective, str(row.dead_experts), number(row.gini))
-        table.add_row(escape(name), *cells, experts_of(row.hottest))
-    return table
 
 
 def print_source(source: Trace | Loads, console: Console) -> None:
@@ -55,15 +30,8 @@ def print_source(source: Trace | Loads, console: Console) -> None:
     else:
         head = f"Loads without tokens: {source.load.sum().item():,.0f} assignments, {sizes}."
     console.print(head, highlight=False)
-    rows = layer_table(source, listed=2)
-    console.print(statistics_table(rows))
-    over = totals(rows)["max_violation"]
-    if over["p50"] is not None and over["max"] is not None:
-        console.print(
-            f"The busiest expert has {1 + over['p50']:.2f} times its share in the median layer, {1 + over['max']:.2f} "
-            "in the worst.",
-            highlight=False,
-        )
+    figures = Figures(layer_labels(source.layers), layer_table(source), source.load.double().numpy())
+    print_layers(console, figures, layers_to_list(None, len(source.layers)))
     for note in source.metadata.get("notes", ()):
         console.print(f"Note: {escape(str(note))}", highlight=False, style="yellow")
 

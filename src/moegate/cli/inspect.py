@@ -13,7 +13,7 @@ from rich.table import Table
 
 from moegate.cli.layer_table import layers_to_list, print_layers
 from moegate.cli.model_runs import DTYPES, Reading, Subject, load_subject, record_subject, sweep_subject
-from moegate.cli.train import option
+from moegate.cli.train import option, use_threads
 from moegate.report.traces.content import Subject as Page
 from moegate.report.traces.page import check_page, prepare, write_page
 from moegate.report.traces.views import Decode
@@ -35,7 +35,10 @@ _OF_A_MODEL = ("text", "corpus", "top_k", "tokens", "batch_size", "sequence_leng
 
 def inspect(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A model's folder or name on the Hub, or a trace of any format.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A model's folder or name on the Hub, or a trace of any format.", metavar="MODEL_OR_TRACE"),
+    ],
     text: Annotated[list[Path] | None, option("Text file to run the model on; repeatable, each a domain.")] = None,
     corpus: Annotated[Path | None, option("Folder of texts, with a sub-folder a domain.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens at most, of all domains together.")] = 65_536,
@@ -51,6 +54,7 @@ def inspect(
     logits: Annotated[bool, option("Keep the logits in the file of --save.", "--logits")] = False,
     output: Annotated[Path | None, option("Write the page to this HTML file.", "--output", "-o")] = None,
     open_page: Annotated[bool, option("Open the page; it is report.html unless --output says.", "--open")] = False,
+    threads: Annotated[int | None, option("Threads of PyTorch; default: all cores.")] = None,
     as_json: Annotated[bool, option("Print JSON and nothing else.", "--json")] = False,
 ) -> None:
     """Show what a model's router does with a text, or what a trace holds.
@@ -58,6 +62,7 @@ def inspect(
     A model is run on the texts, without them on a sample of several languages and of code. The table has a line a
     layer; the page of --output shows all of it. Nothing is written before the run is done.
     """
+    use_threads(threads)
     reading = Reading(tuple(text or ()), corpus, tokens, batch_size, sequence_length, device, dtype)
     output = Path("report.html") if open_page and output is None else output
     layers_to_list(layers, 1)  # refuses what makes no sense before the model runs
@@ -111,7 +116,8 @@ class Found:
     def show(self, console: Console, layers: str | None, written: dict[str, str]) -> None:
         """Print the table, the findings, the sweep, and where the files are."""
         num_layers = len(self.page.figures.table)
-        console.print(f"[bold]{self.source}[/]: {_size(self.trace)}")
+        name = Path(self.source).name if Path(self.source).exists() else self.source
+        console.print(f"{name}: {_size(self.trace)}", style="bold", markup=False)
         print_layers(console, self.page.figures, layers_to_list(layers, num_layers))
         for sentence in self.page.findings:
             console.print(f"• {sentence}", markup=False)

@@ -10,7 +10,7 @@ from rich.table import Table
 from moegate.report.traces.content import Figures
 from moegate.trace import LayerStatistics, totals
 
-__all__ = ["layers_to_list", "print_layers"]
+__all__ = ["layers_to_list", "number", "print_layers"]
 
 FEW = 16
 """Layers that are all listed unless a number is asked for."""
@@ -80,13 +80,13 @@ def _columns(figures: Figures) -> list[str]:
 
 def _line(row: LayerStatistics, nmi: float | None, experts: int) -> dict[str, str]:
     return {
-        "Load": f"{_number(row.least_load, 2)}–{_number(row.greatest_load, 2)}",
-        "MaxVio": _number(row.max_violation, 2),
-        "Eff.": _number(row.effective_experts, 1),
+        "Load": f"{number(row.least_load, 2)}–{number(row.greatest_load, 2)}",
+        "MaxVio": number(row.max_violation, 2),
+        "Eff.": number(row.effective_experts, 1),
         "Dead": str(row.dead_experts),
-        "Entr.": _number(row.normalized_entropy, 3),
-        "Margin": _number(row.margin, 3),
-        "NMI": _number(nmi, 3),
+        "Entr.": number(row.normalized_entropy, 3),
+        "Margin": number(row.margin, 3),
+        "NMI": number(nmi, 3),
         "Hottest": _experts(row.hottest[:experts]),
         "Coldest": _experts(row.coldest[:experts]),
     }
@@ -108,10 +108,11 @@ def _summary(figures: Figures) -> list[tuple[str, dict[str, str]]]:
     }
     lines = [("least", "min"), ("median", "p50"), ("most", "max")]
     return [
-        (name, {column: _number(found[key][cut], digits) for column, (key, digits) in names.items()})
+        (name, {column: number(found[key][cut], digits) for column, (key, digits) in names.items()})
         for name, cut in lines
     ]
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A number for a table; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

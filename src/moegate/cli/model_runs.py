@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from moegate.hf.loading import TextBatch, Tokenizer
+    from moegate.hf.saliency import Saliency
     from moegate.hf.text_files import Domain
     from moegate.hf.top_k_sweep import TopKResult
 
-__all__ = ["Reading", "Subject", "load_subject", "record_subject", "sweep_subject"]
+__all__ = ["Reading", "Subject", "load_subject", "record_subject", "score_subject", "sweep_subject"]
 
 LOGITS_LIMIT = 2**30
 """Bytes of logits that are kept for the margins."""
@@ -122,6 +123,14 @@ def record_subject(subject: Subject, console: Console) -> Trace:
     return recording.trace
 
 
+def score_subject(subject: Subject, console: Console) -> "Saliency":
+    """Scores the experts of the model by what they add."""
+    from moegate.hf.saliency import saliency
+
+    with _progress(console, "Scoring", len(subject.batches)) as done:
+        return saliency(subject.model, subject.batches, seen=lambda _: done())
+
+
 def sweep_subject(subject: Subject, top_k: "Sequence[int]", console: Console) -> "list[TopKResult]":
     """Evaluates the model with other numbers of experts per token."""
     from moegate.hf.top_k_sweep import sweep_top_k
@@ -133,7 +142,7 @@ def sweep_subject(subject: Subject, top_k: "Sequence[int]", console: Console) ->
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> "Iterator[Callable[[], None]]":
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 

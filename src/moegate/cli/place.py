@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from moegate.cli.import_ import number
+from moegate.cli.layer_table import layers_to_list, number
+from moegate.report.traces.names import layer_labels
 from moegate.trace import Loads, Placement, Trace, coactivation, contiguous, read, save_placement
 from moegate.trace import place as find_placement
-from moegate.trace.names import short_names
 from moegate.trace.placement_files import PLACEMENT_FORMATS
 
 EXAMPLES = (
@@ -69,18 +69,24 @@ def halves(source: Trace | Loads) -> tuple[Trace, Trace]:
     return source.select(tokens=first_T), source.select(tokens=~first_T)
 
 
-def places_table(measured: Measured, layers: tuple[str, ...], title: str) -> Table:
-    """A row a layer."""
+def places_table(measured: Measured, layers: tuple[str, ...], title: str, listed: int | None) -> Table:
+    """A row a layer, or the layers whose peak is the highest as placed."""
+    if listed is not None:
+        title += f"; the {listed} least even layers (--layers all: all)"
     table = Table("layer", title=title, title_justify="left")
     for name in ("load, in order", "load, placed"):
         table.add_column(name, justify="right")
     if measured.pairs is not None:
         for name in ("pairs, in order", "pairs, placed"):
             table.add_column(name, justify="right")
-    for number_, name in enumerate(short_names(layers)):
-        cells = [number(measured.before[number_], 3), number(measured.after[number_], 3)]
-        cells += [f"{part[number_]:.1%}".replace("nan%", "–") for part in measured.pairs or ()]
-        table.add_row(escape(name), *cells)
+    order, labels = list(range(len(layers))), layer_labels(layers)
+    if listed is not None:
+        known = [layer for layer in order if not math.isnan(measured.after[layer])]
+        order = sorted(known, key=lambda layer: -measured.after[layer])[:listed]
+    for layer in order:
+        cells = [number(measured.before[layer], 3), number(measured.after[layer], 3)]
+        cells += [f"{part[layer]:.1%}".replace("nan%", "–") for part in measured.pairs or ()]
+        table.add_row(escape(labels[layer]), *cells)
     return table
 
 
@@ -122,8 +128,9 @@ def place(
         bool, typer.Option("--hold-out", help="Place by the first half of the tokens, measure on the second.")
     ] = False,
     slack: Annotated[
-        float, typer.Option(help="How far above the mean a device may get to hold experts of the same tokens.")
-    ] = 0.01,
+        float,
+        typer.Option(help="How far above the mean a device may get to hold experts of the same tokens, such as 0.01."),
+    ] = 0.0,
     by_load: Annotated[bool, typer.Option("--by-load", help="Don't look at which experts go together.")] = False,
     num_experts: Annotated[
         int | None, typer.Option("--num-experts", help="Experts of a layer, where the file doesn't say.")
@@ -132,6 +139,9 @@ def place(
         Form, typer.Option("--format", "-f", help="JSON for SGLang, vllm-ascend, EPLB's tables, or plain.")
     ] = Form("eplb"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON file to write.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="How many layers to list, the least even first, or all.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Place experts on devices by measured load, with replicas of the busiest.
@@ -160,7 +170,7 @@ def place(
     title = "Peak over mean of the devices' loads; pairs of a token on one device" + (
         f" ({name})" if other is not None else ""
     )
-    console.print(places_table(shown, found.layers, title))
+    console.print(places_table(shown, found.layers, title, layers_to_list(layers, len(found.layers))))
     for where, one in measured.items():
         fit = " (the placement was made for it)" if other is not None and one is not shown else ""
         say(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from moegate.cli.import_ import number
-from moegate.trace.names import short_names
+from moegate.cli.layer_table import number
+from moegate.cli.model_runs import DTYPES, Reading, load_subject, score_subject
+from moegate.cli.train import option
+from moegate.report.traces.names import layer_labels
 
 if TYPE_CHECKING:
     from moegate.hf.saliency import Saliency
@@ -38,7 +39,7 @@ def scores_table(found: "Saliency", by: str, listed: int = 3) -> Table:
     for name in ("experts", "unused", "least", "median", "most"):
         table.add_column(name, justify="right")
     table.add_column("the least")
-    rows = zip(short_names(found.layers), found.scores(by), found.count, found.num_experts, strict=True)
+    rows = zip(layer_labels(found.layers), found.scores(by), found.count, found.num_experts, strict=True)
     for name, padded_E, count_E, size in rows:
         score_E, unused = padded_E[:size], int((count_E[:size] == 0).sum())
         lowest = score_E.argsort(stable=True)[:listed].tolist()
@@ -60,7 +61,7 @@ def kept_table(found: "Saliency", dropped: list[list[int]]) -> Table:
     table = Table("layer", title="Experts to drop", title_justify="left")
     table.add_column("added by them", justify="right")
     table.add_column("experts")
-    for name, experts, share in zip(short_names(found.layers), dropped, shares_of(found, dropped), strict=True):
+    for name, experts, share in zip(layer_labels(found.layers), dropped, shares_of(found, dropped), strict=True):
         table.add_row(escape(name), f"{number(100 * share, 1)} %", " ".join(map(str, sorted(experts))))
     return table
 
@@ -83,32 +84,15 @@ def as_values(found: "Saliency", by: str, keep: int | None) -> dict[str, Any]:
     return {"tokens": int(found.tokens.max()), "by": by, "layers": layers}
 
 
-def scored(model: str, texts: list[Path], sizes: dict[str, int], *, trusted: bool, quiet: bool) -> "Saliency":
-    """The scores of a model over texts, with progress on the terminal."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from moegate.hf.loading import load_model, texts_to_batches
-    from moegate.hf.saliency import saliency
-
-    # Read first: a misspelt name of a file should not wait for the model.
-    contents = [path.read_text(encoding="utf-8", errors="replace") for path in texts]
-    if not any(contents):
-        raise ValueError(f"There is no text in {', '.join(map(str, texts))}.")
-    disable_progress_bar()
-    network, tokenizer = load_model(model, trust_remote_code=trusted)
-    batches = texts_to_batches(contents, tokenizer, **sizes)  # type: ignore[arg-type] # mypy sees no keys
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task("", total=None)
-        return saliency(network, batches, seen=lambda tokens: progress.advance(task, tokens))
-
-
 def prune_scores(
     model: Annotated[str, typer.Argument(help="A folder of a model, or its name on the Hub.", metavar="MODEL")],
-    text: Annotated[list[Path], typer.Option("--text", "-t", help="A text to run; give several for several domains.")],
-    tokens: Annotated[int, typer.Option("--tokens", help="The end, after so many tokens of all texts.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    text: Annotated[list[Path] | None, option("Text file to run the model on; repeatable.", "--text", "-t")] = None,
+    corpus: Annotated[Path | None, option("Folder of texts, with a sub-folder a domain.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens at most, of all texts together, of each as many.")] = 16_384,
     batch_size: Annotated[int, typer.Option(help="Windows of a batch.")] = 4,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")] = "auto",
     keep: Annotated[
         int | None, typer.Option("--keep", "-k", help="Experts of a layer that stay: lists which would go.")
     ] = None,
@@ -117,18 +101,18 @@ def prune_scores(
         Path | None, typer.Option("--output", "-o", help="A .safetensors file for the scores by layer and expert.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the modelling code that comes with the model.")
-    ] = False,
 ) -> None:
     """Score a model's experts by what they add to the output, to see which can go.
 
     REAP's saliency is the mean over an expert's tokens of router weight times the norm of its output: an expert that is
     seldom chosen but adds much when it is keeps a high score. Nothing is pruned; texts like those of the later use
-    decide, so pass several.
+    decide, so pass several; without any, a sample of several languages and of code is run.
     """
-    sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "max_tokens": tokens}
-    found = scored(model, text, sizes, trusted=trust_remote_code, quiet=as_json)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    reading = Reading(tuple(text or ()), corpus, tokens, batch_size, sequence_length, device, dtype)
+    found = score_subject(load_subject(model, reading), Console(stderr=True))
     dropped = None if keep is None else found.dropped(keep, by.value)
     if output is not None:
         from moegate.hf.saliency import save_saliency

@@ -25,6 +25,7 @@ VERBS = {
     "diff": "Compare two traces of the same tokens: how far their experts agree, and where they part.",
     "place": "Place experts on devices by measured load, with replicas of the busiest.",
     "prune-scores": "Score a model's experts by what they add to the output, to see which can go.",
+    "hf": "Say how the MoE architectures of transformers route, where their biases live, and what is special.",
     "doctor": "Show versions, hardware, and which implementation serves each operator.",
 }
 """Verb -> its line in `moegate --help`. The verb itself is the function `VERB` in `moegate.cli.VERB`, as `python_name`

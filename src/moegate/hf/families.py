@@ -27,45 +27,56 @@ _SCALED_AFTER: dict[str, Any] = {
 }
 
 
-def _deepseek_v3(name: str, shared: str | None = "shared_experts", **more: Any) -> Block:
+def _deepseek_v3(name: str, model_type: str, shared: str | None = "shared_experts", **more: Any) -> Block:
     """A block after the pattern of DeepSeek-V3, which most families with a selection bias follow."""
-    return Block(name, bias=_ON_GATE, shared=shared, logits="linear_float32", **more)
+    return Block(name, model_type, bias=_ON_GATE, shared=shared, logits="linear_float32", **more)
 
 
 FAMILIES: dict[str, tuple[Block, ...]] = {
     "afmoe": (
-        Block("AfmoeSparseMoeBlock", gate="router", bias="expert_bias", shared="shared_experts", weight="gate.weight"),
+        Block(
+            "AfmoeSparseMoeBlock",
+            "afmoe",
+            gate="router",
+            bias="expert_bias",
+            shared="shared_experts",
+            weight="gate.weight",
+        ),
     ),
-    "aria": (Block("AriaTextMoELayer", gate="router", shared="shared_experts"),),
-    "axk1": (_deepseek_v3("AXK1MoE"),),
+    "aria": (Block("AriaTextMoELayer", "aria_text", gate="router", shared="shared_experts"),),
+    "axk1": (_deepseek_v3("AXK1MoE", "axk1"),),
     "axk2": (
         _deepseek_v3(
             "AXK2MoE",
+            "axk2",
             special="an expert of a dropped group has the score 0, so that it goes before a chosen one whose biased "
             "score is negative",
         ),
     ),
-    "bailing_hybrid": (_deepseek_v3("BailingHybridMoE"),),
-    "beam": (_deepseek_v3("BeamMoE", shared=None, **_SCALED_AFTER),),
-    "cohere2_moe": (Block("Cohere2MoeSparseMoeBlock", shared="shared_experts"),),
+    "bailing_hybrid": (_deepseek_v3("BailingHybridMoE", "bailing_hybrid"),),
+    "beam": (_deepseek_v3("BeamMoE", "beam", shared=None, **_SCALED_AFTER),),
+    "cohere2_moe": (Block("Cohere2MoeSparseMoeBlock", "cohere2_moe", shared="shared_experts"),),
     "dbrx": (
         Block(
             "DbrxFFN",
+            "dbrx",
             gate="router",
             weight="layer.weight",
             receives="dbrx",
             config="ffn_config",
-            rule={"model_type": "dbrx"},
             special="the noise of the router, which training draws if moe_jitter_eps is, reaches the experts too",
         ),
     ),
-    "deepseek_ocr2": (Block("DeepseekOcr2TextMoe", shared="shared_experts", logits="linear_float32"),),
-    "deepseek_v2": (Block("DeepseekV2Moe", shared="shared_experts", logits="linear_float32"),),
-    "deepseek_v3": (_deepseek_v3("DeepseekV3MoE"),),
-    "deepseek_v32": (_deepseek_v3("DeepseekV32MoE"),),
+    "deepseek_ocr2": (
+        Block("DeepseekOcr2TextMoe", "deepseek_ocr2_text", shared="shared_experts", logits="linear_float32"),
+    ),
+    "deepseek_v2": (Block("DeepseekV2Moe", "deepseek_v2", shared="shared_experts", logits="linear_float32"),),
+    "deepseek_v3": (_deepseek_v3("DeepseekV3MoE", "deepseek_v3"),),
+    "deepseek_v32": (_deepseek_v3("DeepseekV32MoE", "deepseek_v32"),),
     "deepseek_v4": (
         Block(
             "DeepseekV4SparseMoeBlock",
+            "deepseek_v4",
             bias=_ON_GATE,
             shared="shared_experts",
             hash_table="gate.tid2eid",
@@ -73,12 +84,13 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
         ),
     ),
     "diffusion_gemma": (
-        Block("DiffusionGemmaEncoderTextLayer", **_NORMED),
-        Block("DiffusionGemmaDecoderTextLayer", **_NORMED),
+        Block("DiffusionGemmaEncoderTextLayer", "diffusion_gemma_text", **_NORMED),
+        Block("DiffusionGemmaDecoderTextLayer", "diffusion_gemma_text", **_NORMED),
     ),
     "doge": (
         Block(
             "DogeCDMoE",
+            "doge",
             gate="router_gate",
             experts="down_embed",
             logits="product_keys",
@@ -87,11 +99,12 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             "so that what a token chooses depends on the others",
         ),
     ),
-    "dots1": (_deepseek_v3("Dots1MoE"),),
+    "dots1": (_deepseek_v3("Dots1MoE", "dots1"),),
     "dots3_note": (
-        _deepseek_v3("Dots3NoteTextMoE"),
+        _deepseek_v3("Dots3NoteTextMoE", "dots3_note_text"),
         Block(
             "Dots3NoteVisionMoE",
+            "dots3_note_vision_encoder",
             bias=_ON_BLOCK,
             logits="linear_float32",
             special="layers have different numbers of experts",
@@ -100,6 +113,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "ernie4_5_moe": (
         Block(
             "Ernie4_5_MoeSparseMoeBlock",
+            "ernie4_5_moe",
             bias=_ON_STATICS,
             shared="shared_experts",
             logits="linear_float32_always",
@@ -109,39 +123,44 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "ernie4_5_vl_moe": (
         Block(
             "Ernie4_5_VLMoeSparseMoeBlock",
+            "ernie4_5_vl_moe_text",
             bias=_ON_STATICS,
             logits="linear_float32_always",
             special="text and vision tokens have gates and experts of their own, two layers in a block, and share the "
             "shared experts of that block; the bias is a parameter, [1, E]",
         ),
     ),
-    "exaone_moe": (_deepseek_v3("ExaoneMoeSparseMoEBlock"),),
-    "flex_olmo": (Block("FlexOlmoSparseMoeBlock"),),
-    "flint": (Block("FlintSparseMoeBlock", shared="shared_expert", logits="linear_float32_always"),),
-    "gemma4": (Block("Gemma4TextDecoderLayer", **_NORMED),),
-    "glm4_moe": (_deepseek_v3("Glm4MoeMoE"),),
-    "glm4_moe_lite": (_deepseek_v3("Glm4MoeLiteMoE"),),
-    "glm4v_moe": (_deepseek_v3("Glm4vMoeTextMoE"),),
-    "glm5_next": (_deepseek_v3("Glm5NextTextMoE"),),
-    "glm_moe_dsa": (_deepseek_v3("GlmMoeDsaMoE"),),
-    "gpt_oss": (Block("GptOssMLP", gate="router", special="the gate has a bias of its own, part of the logits"),),
-    "granitemoe": (Block("GraniteMoeMoE", gate="router"),),
-    "granitemoe_swa": (Block("GraniteMoeSWAMoE", gate="router"),),
-    "granitemoehybrid": (Block("GraniteMoeHybridMoE", gate="router"),),
-    "granitemoeshared": (Block("GraniteMoeSharedMoE", gate="router"),),
+    "exaone_moe": (_deepseek_v3("ExaoneMoeSparseMoEBlock", "exaone_moe"),),
+    "flex_olmo": (Block("FlexOlmoSparseMoeBlock", "flex_olmo"),),
+    "flint": (Block("FlintSparseMoeBlock", "flint", shared="shared_expert", logits="linear_float32_always"),),
+    "gemma4": (Block("Gemma4TextDecoderLayer", "gemma4_text", **_NORMED),),
+    "glm4_moe": (_deepseek_v3("Glm4MoeMoE", "glm4_moe"),),
+    "glm4_moe_lite": (_deepseek_v3("Glm4MoeLiteMoE", "glm4_moe_lite"),),
+    "glm4v_moe": (_deepseek_v3("Glm4vMoeTextMoE", "glm4v_moe_text"),),
+    "glm5_next": (_deepseek_v3("Glm5NextTextMoE", "glm5_next_text"),),
+    "glm_moe_dsa": (_deepseek_v3("GlmMoeDsaMoE", "glm_moe_dsa"),),
+    "gpt_oss": (
+        Block("GptOssMLP", "gpt_oss", gate="router", special="the gate has a bias of its own, part of the logits"),
+    ),
+    "granitemoe": (Block("GraniteMoeMoE", "granitemoe", gate="router"),),
+    "granitemoe_swa": (Block("GraniteMoeSWAMoE", "granitemoe_swa", gate="router"),),
+    "granitemoehybrid": (Block("GraniteMoeHybridMoE", "granitemoehybrid", gate="router"),),
+    "granitemoeshared": (Block("GraniteMoeSharedMoE", "granitemoeshared", gate="router"),),
     "hunyuan_v1_moe": (
         Block(
             "HunYuanMoEV1Moe",
+            "hunyuan_v1_moe",
             shared="shared_mlp",
             weight="wg.weight",
             special="layers may have different numbers of experts and choices",
         ),
     ),
-    "hy_v3": (Block("HYV3MoE", bias=_ON_BLOCK, shared="shared_experts", logits="linear_float32"),),
-    "hy_v4": (_deepseek_v3("HYV4MoE"),),
+    "hy_v3": (Block("HYV3MoE", "hy_v3", bias=_ON_BLOCK, shared="shared_experts", logits="linear_float32"),),
+    "hy_v4": (_deepseek_v3("HYV4MoE", "hy_v4"),),
     "inkling": (
         Block(
             "InklingMoE",
+            "inkling_text",
             bias=_ON_GATE,
             shared="shared_experts",
             logits="linear_float32_always",
@@ -150,12 +169,13 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             "on all weights",
         ),
     ),
-    "inkling2": (Block("Inkling2SparseMoeBlock", bias=_ON_GATE),),
-    "jamba": (Block("JambaSparseMoeBlock", gate="router"),),
+    "inkling2": (Block("Inkling2SparseMoeBlock", "inkling2_text", bias=_ON_GATE),),
+    "jamba": (Block("JambaSparseMoeBlock", "jamba", gate="router"),),
     "jetmoe": (
-        Block("JetMoeMoE", gate="router", experts="output_linear", weight="layer.weight", receives="jetmoe"),
+        Block("JetMoeMoE", "jetmoe", gate="router", experts="output_linear", weight="layer.weight", receives="jetmoe"),
         Block(
             "JetMoeMoA",
+            "jetmoe",
             gate="router",
             experts="output_linear",
             weight="layer.weight",
@@ -163,11 +183,12 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             special="its experts are the query and output projections of the attention; nothing calls the block",
         ),
     ),
-    "kimi_linear": (_deepseek_v3("KimiLinearMoE"),),
-    "kolibri1": (_deepseek_v3("Kolibri1SparseMoeBlock", special="the bias is added to the logits"),),
+    "kimi_linear": (_deepseek_v3("KimiLinearMoE", "kimi_linear"),),
+    "kolibri1": (_deepseek_v3("Kolibri1SparseMoeBlock", "kolibri1", special="the bias is added to the logits"),),
     "laguna": (
         Block(
             "LagunaSparseMoeBlock",
+            "laguna",
             bias=_ON_GATE,
             shared="shared_experts",
             logits="soft_capped",
@@ -176,10 +197,11 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             special=f"{_SCALED_AFTER['special']}; the gate may cap its logits; the bias is a parameter",
         ),
     ),
-    "lfm2_moe": (Block("Lfm2MoeSparseMoeBlock", bias="expert_bias"),),
+    "lfm2_moe": (Block("Lfm2MoeSparseMoeBlock", "lfm2_moe", bias="expert_bias"),),
     "llama4": (
         Block(
             "Llama4TextMoe",
+            "llama4_text",
             gate="router",
             shared="shared_expert",
             receives="dense_scores",
@@ -190,6 +212,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "longcat_flash": (
         Block(
             "LongcatFlashMoE",
+            "longcat_flash",
             gate="router",
             bias="router.e_score_correction_bias",
             weight="classifier.weight",
@@ -197,17 +220,24 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             special="the last zero_expert_num experts return what they read",
         ),
     ),
-    "mellum": (Block("MellumSparseMoeBlock"),),
-    "mimo_v2_flash": (_deepseek_v3("MiMoV2FlashMoE", shared=None),),
-    "minimax": (Block("MiniMaxSparseMoeBlock", **_NOISE_OF_BLOCK),),
-    "minimax_m2": (Block("MiniMaxM2SparseMoeBlock", bias=_ON_BLOCK, **_NOISE_OF_BLOCK),),
-    "minimax_m3_vl": (Block("MiniMaxM3VLSparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),),
-    "mistral4": (Block("Mistral4MoE", shared="shared_experts"),),
-    "mistral_large4": (Block("MistralLarge4TextMoE", shared="shared_experts", logits="linear_float32"),),
-    "mixtral": (Block("MixtralSparseMoeBlock", **_NOISE_OF_BLOCK),),
+    "mellum": (Block("MellumSparseMoeBlock", "mellum"),),
+    "mimo_v2_flash": (_deepseek_v3("MiMoV2FlashMoE", "mimo_v2_flash", shared=None),),
+    "minimax": (Block("MiniMaxSparseMoeBlock", "minimax", **_NOISE_OF_BLOCK),),
+    "minimax_m2": (Block("MiniMaxM2SparseMoeBlock", "minimax_m2", bias=_ON_BLOCK, **_NOISE_OF_BLOCK),),
+    "minimax_m3_vl": (
+        Block(
+            "MiniMaxM3VLSparseMoeBlock", "minimax_m3_vl_text", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER
+        ),
+    ),
+    "mistral4": (Block("Mistral4MoE", "mistral4", shared="shared_experts"),),
+    "mistral_large4": (
+        Block("MistralLarge4TextMoE", "mistral_large4_text", shared="shared_experts", logits="linear_float32"),
+    ),
+    "mixtral": (Block("MixtralSparseMoeBlock", "mixtral", **_NOISE_OF_BLOCK),),
     "muse_spark": (
         Block(
             "MuseSparkMoE",
+            "muse_spark_text",
             bias=_ON_GATE,
             logits="multiplied",
             rule={"output_multiplier": None},
@@ -215,24 +245,28 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             "block reads",
         ),
     ),
-    "nemotron_h": (_deepseek_v3("NemotronHMoE", special="the experts may read and write a narrower latent space"),),
+    "nemotron_h": (
+        _deepseek_v3("NemotronHMoE", "nemotron_h", special="the experts may read and write a narrower latent space"),
+    ),
     "nllb_moe": (
         Block(
             "NllbMoeSparseMLP",
+            "nllb-moe",
             gate="router",
             weight="classifier.weight",
             logits="linear_own_type",
             receives="nllb",
             rule={"num_experts_per_tok": 2},
-            special="the router drops what an expert has no room for, and weighs what is left",
+            special="the router drops what an expert has no room for, and weighs what is left, as from_config reads it",
             no_rule="the experts of transformers 5.23 read the router's mask of 0 and 1 as numbers of experts, so that "
             "expert 1 runs on every token with its first weight, expert 0 with its second, and no other runs",
         ),
     ),
-    "olmoe": (Block("OlmoeSparseMoeBlock"),),
+    "olmoe": (Block("OlmoeSparseMoeBlock", "olmoe"),),
     "openai_privacy_filter": (
         Block(
             "OpenAIPrivacyFilterMLP",
+            "openai_privacy_filter",
             gate="router",
             logits="linear_float32",
             scaled_after="num_experts",
@@ -243,39 +277,44 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "phimoe": (
         Block(
             "PhimoeSparseMoeBlock",
+            "phimoe",
             gate="router",
             special="SparseMixer: training draws the experts; if input_jitter_noise is, training puts a noise on what "
             "the block reads, experts included, and the router another one",
         ),
     ),
-    "qwen2_moe": (Block("Qwen2MoeSparseMoeBlock", shared="shared_expert"),),
-    "qwen3_5_moe": (Block("Qwen3_5MoeSparseMoeBlock", shared="shared_expert"),),
-    "qwen3_moe": (Block("Qwen3MoeSparseMoeBlock"),),
-    "qwen3_next": (Block("Qwen3NextSparseMoeBlock", shared="shared_expert"),),
+    "qwen2_moe": (Block("Qwen2MoeSparseMoeBlock", "qwen2_moe", shared="shared_expert"),),
+    "qwen3_5_moe": (Block("Qwen3_5MoeSparseMoeBlock", "qwen3_5_moe_text", shared="shared_expert"),),
+    "qwen3_moe": (Block("Qwen3MoeSparseMoeBlock", "qwen3_moe"),),
+    "qwen3_next": (Block("Qwen3NextSparseMoeBlock", "qwen3_next", shared="shared_expert"),),
     "qwen3_omni_moe": (
-        Block("Qwen3OmniMoeThinkerTextSparseMoeBlock"),
-        Block("Qwen3OmniMoeTalkerTextSparseMoeBlock", shared="shared_expert"),
+        Block("Qwen3OmniMoeThinkerTextSparseMoeBlock", "qwen3_omni_moe_text"),
+        Block("Qwen3OmniMoeTalkerTextSparseMoeBlock", "qwen3_omni_moe_talker_text", shared="shared_expert"),
     ),
-    "qwen3_vl_moe": (Block("Qwen3VLMoeTextSparseMoeBlock"),),
-    "qwen4_exp": (Block("Qwen4ExpTextSparseMoeBlock", shared="shared_expert"),),
-    "solar_open": (_deepseek_v3("SolarOpenMoE"),),
-    "step3p7": (Block("Step3p7SparseMoeBlock", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),),
+    "qwen3_vl_moe": (Block("Qwen3VLMoeTextSparseMoeBlock", "qwen3_vl_moe_text"),),
+    "qwen4_exp": (Block("Qwen4ExpTextSparseMoeBlock", "qwen4_exp_text", shared="shared_expert"),),
+    "solar_open": (_deepseek_v3("SolarOpenMoE", "solar_open"),),
+    "step3p7": (Block("Step3p7SparseMoeBlock", "step3p5", bias=_ON_GATE, shared="shared_experts", **_SCALED_AFTER),),
     "switch_transformers": (
         Block(
             "SwitchTransformersSparseMLP",
+            "switch_transformers",
             gate="router",
             weight="classifier.weight",
             logits="linear_own_type",
             receives="switch",
             rule={"num_experts_per_tok": 1},
-            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none: the rule has no "
-            "such limit; the noise of the router, which training draws, reaches the experts too",
+            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none; the noise that the "
+            "router draws in training reaches the experts too",
         ),
     ),
-    "unlimited_ocr": (Block("UnlimitedOcrTextMoe", shared="shared_experts", logits="linear_float32"),),
+    "unlimited_ocr": (
+        Block("UnlimitedOcrTextMoe", "unlimited_ocr_text", shared="shared_experts", logits="linear_float32"),
+    ),
     "vitpose_backbone": (
         Block(
             "VitPoseBackboneMoeMLP",
+            "vitpose_backbone",
             gate=None,
             weight=None,
             receives="dataset",
@@ -287,6 +326,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
     "zaya": (
         Block(
             "ZayaSparseMoeBlock",
+            "zaya",
             bias="gate.balancing_biases",
             weight=None,
             logits="recurrent",

@@ -14,6 +14,7 @@ class Block:
 
     Attributes:
         name: the class of the block.
+        model_type: that of the configuration that the block reads.
         gate: the path of the router module; None where there is none.
         experts: the path of the module that holds the experts.
         bias: the path of the selection bias, a buffer or a parameter; None without one.
@@ -33,6 +34,7 @@ class Block:
     """
 
     name: str
+    model_type: str
     gate: str | None = "gate"
     experts: str = "experts"
     bias: str | None = None

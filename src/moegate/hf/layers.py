@@ -15,7 +15,7 @@ from moegate.hf.family import Block
 from moegate.rule import RoutingRule
 from moegate.selection import Hash
 
-__all__ = ["MoELayer", "moe_layers"]
+__all__ = ["MoELayer", "moe_layers", "read_rule"]
 
 # Modules from the outside in, each with its name in the one before.
 _Path = tuple[tuple[str, nn.Module], ...]
@@ -118,9 +118,7 @@ class MoELayer:
         """
         if self.row.no_rule:
             raise ValueError(f"{self.name} ({self.row.name}) has no rule: {self.row.no_rule}.")
-        counts = {"num_experts": self.num_experts, "num_experts_per_tok": self.top_k}
-        values = {name: value for name, value in self.config.to_dict().items() if name not in _COUNT_NAMES}
-        rule = rule_from_config(values | counts | self.row.rule)
+        rule = read_rule(self.row, self.config.to_dict(), self.top_k, self.num_experts)
         if self.row.scaled_after is not None:
             after = float(_part(self.block, self.row.scaled_after))
             rule = rule.replace(weighting=replace(rule.weighting, scale=rule.weighting.scale / after))
@@ -139,6 +137,19 @@ class MoELayer:
 
 
 _COUNT_NAMES = frozenset((*ALIASES["num_experts"], *ALIASES["num_experts_per_tok"]))
+
+
+def read_rule(row: Block, values: dict[str, Any], top_k: int, num_experts: int | None = None) -> RoutingRule:
+    """The rule of the blocks of a row, by the names of a configuration, but for the numbers of experts.
+
+    Example:
+        >>> (row,) = FAMILIES["olmoe"]
+        >>> read_rule(row, {"norm_topk_prob": True}, top_k=8)
+        RoutingRule(selection=TopK(top_k=8), weighting=Weighting(renormalize=True))
+    """
+    others = {name: value for name, value in values.items() if name not in _COUNT_NAMES}
+    counts = {"num_experts": num_experts, "num_experts_per_tok": top_k}
+    return rule_from_config(others | counts | {"model_type": row.model_type} | row.rule)
 
 
 def moe_layers(model: nn.Module) -> list[MoELayer]:

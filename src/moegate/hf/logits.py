@@ -22,7 +22,7 @@ def gate_logits(layer: MoELayer, hidden: Tensor, *more: Tensor | None, **named: 
         named: the same, by name.
 
     Returns:
-        ``[T, E]``, in the type that the router computes them in.
+        ``[T, E]``, in the type that the router computes them in. ``[B, S, E]`` where it counts by sequence (Switch).
 
     Raises:
         ValueError: when the layer has no gate.
@@ -70,11 +70,11 @@ def _linear_float32_always(layer: MoELayer, hidden: Tensor, *_: object, **__: ob
 
 
 def _linear_own_type(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
-    """In the type that the gate keeps as its ``dtype``."""
+    """In the type that the gate keeps as its ``dtype``, and in the shape in which it receives tokens."""
     gate: Any = layer.gate
     weight_ED, bias_E = _matrix(layer)
     bias_E = None if bias_E is None else bias_E.to(gate.dtype)
-    return functional.linear(_rows(hidden).to(gate.dtype), weight_ED.to(gate.dtype), bias_E)
+    return functional.linear(hidden.to(gate.dtype), weight_ED.to(gate.dtype), bias_E)
 
 
 def _soft_capped(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
@@ -100,10 +100,16 @@ def _normed(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor
 def _recurrent(layer: MoELayer, hidden: Tensor, router_states: Tensor | None = None) -> Tensor:
     """Of an MLP that also reads what the router of the layer before had read (ZAYA)."""
     gate: Any = layer.gate
-    state = gate.down_proj(hidden)
+    return _rows(gate.router_mlp(router_state(layer, hidden, router_states)))
+
+
+def router_state(layer: MoELayer, hidden: Tensor, router_states: Tensor | None = None) -> Tensor:
+    """``[B, S, H]``, what the MLP of a recurrent gate reads, and with it the gate of the next layer (ZAYA)."""
+    gate: Any = layer.gate
+    state: Tensor = gate.down_proj(hidden)
     if gate.use_eda and router_states is not None:
         state = state + router_states * gate.router_states_scale
-    return _rows(gate.router_mlp(state))
+    return state
 
 
 def _product_keys(layer: MoELayer, hidden: Tensor, *_: object, **__: object) -> Tensor:
@@ -123,4 +129,4 @@ LOGITS: dict[str, Callable[..., Tensor]] = {
     "recurrent": _recurrent,
     "product_keys": _product_keys,
 }
-"""Each way to make logits: called with a layer and what its gate receives, it returns them ``[T, E]``."""
+"""Each way to make logits: called with a layer and what its gate receives, it returns what ``gate_logits`` does."""

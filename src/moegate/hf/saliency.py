@@ -20,6 +20,9 @@ __all__ = ["Saliency", "saliency", "save_saliency"]
 _READABLE = ("top_k", "dbrx", "skips")
 """The ways in which experts receive hidden states, indices and weights, so that they can be asked slot by slot."""
 
+_PAIRED = ("longcat_flash",)
+"""Families whose experts squeeze a single slot away: the slot is doubled there, with the weight 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class Saliency:
@@ -168,8 +171,10 @@ def _attach(layer: MoELayer, sums: _Sums, mask: list[Tensor]) -> RemovableHandle
             real_TK = real_TK & (weights_TK != 0)
         sums.tokens += int(mask[0].sum())
         for slot in range(index_TK.shape[1]):
-            one = slice(slot, slot + 1)
-            added_TD = module.forward(hidden, index_TK[:, one], weights_TK[:, one])
+            index_T1, weights_T1 = index_TK[:, slot : slot + 1], weights_TK[:, slot : slot + 1]
+            if layer.family in _PAIRED:
+                index_T1, weights_T1 = index_T1.repeat(1, 2), torch.cat([weights_T1, 0 * weights_T1], dim=1)
+            added_TD = module.forward(hidden, index_T1, weights_T1)
             norm_T = added_TD.reshape(len(index_TK), -1).float().norm(dim=1)
             real_T = real_TK[:, slot]
             sums.add(index_TK[real_T, slot], weights_TK[real_T, slot], norm_T[real_T])

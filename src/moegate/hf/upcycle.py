@@ -136,10 +136,9 @@ def _built(model_class: Any, config: Any, state: dict[str, Tensor]) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        dtype = next(iter(state.values())).dtype
-        model, info = model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-        )
+        told = {"config": config, "state_dict": state, "dtype": next(iter(state.values())).dtype}
+        with torch.random.fork_rng(devices=[]):
+            model, info = model_class.from_pretrained(None, **told, output_loading_info=True)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -199,6 +198,8 @@ def _config(dense_model: Any, kind: Any, plan: _Plan, chosen: list[int]) -> Any:
     known = {name: getattr(dense, name) for name in kind().to_dict() if hasattr(dense, name)}
     for name in ("model_type", "architectures", "transformers_version", "layer_types", "attribute_map", "id2label"):
         known.pop(name, None)
+    if getattr(dense, "head_dim", None) is not None:
+        known["head_dim"] = dense.head_dim  # also read where the configuration does not declare it
     width = dense.intermediate_size // plan.split
     sizes: dict[str, Any] = {
         "num_experts_per_tok": plan.top_k,

@@ -4,9 +4,7 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from moegate.report.content import build_content
 from moegate.report.detail import LEVELS
 from moegate.report.loading import load
+from moegate.trace.whole_file import write_whole
 
 MAX_BYTES = 2_000_000
 SHARED_SCRIPTS = (
@@ -96,19 +95,3 @@ def _asset(name: str) -> str:
 
 def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def write_whole(output: Path, page: bytes) -> Path:
-    """Writes a file to a temporary name first, so that an interrupted call leaves an older one as it was."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        temporary.chmod(0o644)
-        temporary.replace(output)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return output

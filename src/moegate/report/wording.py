@@ -25,6 +25,8 @@ _PHRASES = {
     "selection": {
         "top_k": "take the {top_k} best experts of each token",
         "grouped_top_k": "take the {top_k} best experts from the {groups_kept} best of {num_groups} groups",
+        "sparse_mixer": "take {top_k} experts near the best, drawn in training",
+        "product_key_top_k": "take the {top_k} experts of each token with the best pairs of keys",
         "top_p": "take experts until their probability reaches {p}",
         "entropy_k": "take {counts} experts, more as the entropy passes {thresholds}",
         "threshold": "take every expert above {threshold}",
@@ -34,13 +36,17 @@ _PHRASES = {
         "soft_slots": "mix all tokens into {slots_per_expert} slots of each expert",
         "dense": "use every expert",
     },
+    "extra": {
+        "null_experts": "{count} more to choose, which do nothing",
+        "shared_weights": "the {count} shared experts weighted with them",
+    },
     "capacity": {"capacity": "capacity {factor} × a fair share, overflow: {overflow} by {drop}"},
     "estimator": {
         "straight_through": "straight-through gradient (temperature {temperature})",
         "relaxed": "relaxed weights while training (temperature {temperature})",
     },
 }
-_ORDER = ("noise", "score", "selection", "weighting", "capacity", "estimator")
+_ORDER = ("noise", "score", "selection", "extra", "weighting", "capacity", "estimator")
 
 
 def describe_rule(rule: Mapping[str, Any], *, top_k: str | None = None) -> str:

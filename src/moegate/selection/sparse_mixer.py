@@ -83,7 +83,7 @@ class SparseMixer(Selection):
         ranking_TE = candidates.ranking
         if not candidates.training:
             return ordered_topk(ranking_TE, 1, excluded=taken_TE)
-        exponential_TE = torch.empty_like(ranking_TE).exponential_(generator=candidates.generator)
+        exponential_TE = ranking_TE.new_empty(ranking_TE.shape).exponential_(generator=candidates.generator)
         # A NaN is far from nothing and must still come last, but before what is taken.
         race_TE = ranking_TE.masked_fill(far_TE, float("-inf")) - exponential_TE.log()
         return ordered_topk(race_TE, 1, excluded=taken_TE)

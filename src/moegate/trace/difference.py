@@ -154,16 +154,14 @@ def diff(a: Trace, b: Trace, *, common_prefix: bool = False, extremes: int = 10)
         raise ValueError(f"extremes is {extremes}, but must be 0 or more.")
     rows = align(a, b, common_prefix=common_prefix)
     cells = _compared(a, b, rows)
-    both_TL, agreement_TL, parted_TL = cells.both, cells.agreement, cells.parted
-    count_T, differs_T = both_TL.sum(dim=1), parted_TL.sum(dim=1)
-    seen_T = count_T > 0
-    first_T = torch.where(differs_T > 0, parted_TL.int().argmax(dim=1), -1)
-    decisions = int(both_TL.sum())
+    decisions, tokens = int(cells.both.sum()), int(cells.both.any(dim=1).sum())
+    differs_T = cells.parted.any(dim=1)
+    first_T = torch.where(differs_T, cells.parted.int().argmax(dim=1), -1)
     return Difference(
-        tokens=int(seen_T.sum()),
-        agreement=_mean(agreement_TL.double().sum().item(), decisions),
-        decisions_differing=_mean(float(differs_T.sum()), decisions),
-        tokens_differing=_mean(float((differs_T > 0).sum()), int(seen_T.sum())),
+        tokens=tokens,
+        agreement=_mean(cells.agreement.double().sum().item(), decisions),
+        decisions_differing=_mean(float(cells.parted.sum()), decisions),
+        tokens_differing=_mean(float(differs_T.sum()), tokens),
         seen_by_one=cells.seen_by_one,
         layers=tuple(_layer(a, b, rows, cells, first_T, layer) for layer in range(a.num_layers)),
         extremes=_extremes(a, rows, cells, first_T, extremes),

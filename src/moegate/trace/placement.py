@@ -112,14 +112,14 @@ def place(
     num_replicas: int = 0,
     *,
     pairs: Sequence[Tensor] | None = None,
-    slack: float = 0.01,
+    slack: float = 0.0,
 ) -> Placement:
     """Experts on devices so that the busiest device of each layer has as little load as can be found.
 
     Every device holds the same number of experts. Replicas go to the experts with the greatest load; experts then go,
     the greatest first, to the device with the least load, and swaps and other replicas improve on that. With ``pairs``,
-    experts that tokens use together are brought onto one device, as far as no device gets busier than the peak or than
-    ``1 + slack`` times the mean: at a perfect balance hardly any swap would be left.
+    experts that tokens use together are brought onto one device, as far as no device gets busier than the peak, or than
+    ``1 + slack`` times the mean: near a perfect balance hardly any swap is left without some slack.
 
     Args:
         source: a trace or loads; placement is for each layer by itself.

@@ -57,8 +57,8 @@ def read(
     row = _recognised(source) if format is None else _named(format)
     try:
         return row.read(source, hints)
-    except (MemoryError, OverflowError):
-        raise ValueError(f"{source} says that it holds more than fits into memory; it may be damaged.") from None
+    except (MemoryError, OverflowError, RecursionError):
+        raise ValueError(f"{source} says that it holds more than can be read; it may be damaged.") from None
 
 
 def _named(name: str) -> Format:

@@ -95,7 +95,7 @@ def test_micro_batches_weigh_as_their_labels_do() -> None:
 
 
 def test_a_trainer_that_adds_the_auxiliary_loss_itself() -> None:
-    # As TRL does: the loss is made of other outputs, and outputs.aux_loss is added with the configuration's coefficient.
+    # As TRL does: the loss is made of other outputs, and outputs.aux_loss added with the configuration's coefficient.
     own = 0.25
     model = qwen(output_router_logits=True, router_aux_loss_coef=own)
     inputs = batch()

@@ -179,7 +179,7 @@ def test_the_bias_moves_once_a_step(dtype: torch.dtype, tmp_path: Path) -> None:
             oracle.received[number] = calls[2 * step : 2 * step + 2]
             load_E = torch.tensor(oracle.load(number, masks_of(range(4 * step, 4 * step + 4, 2)))).double()
             sign_E = torch.sign(load_E.mean() - load_E)
-            bias_E += RATE * (sign_E - sign_E.mean())
+            bias_E.add_(RATE * (sign_E - sign_E.mean()))
         found = model.model.layers[number].mlp.gate.e_score_correction_bias
         assert found.dtype == dtype
         torch.testing.assert_close(found, bias_E.to(dtype), rtol=1e-6, atol=1e-6)
@@ -226,6 +226,27 @@ def test_a_second_training_balances_again(tmp_path: Path) -> None:
     assert not torch.equal(after_one, model.model.layers[0].mlp.gate.e_score_correction_bias)
     # In between and afterwards the model is its own again.
     assert not model.model.layers[0].mlp._forward_hooks
+
+
+def test_a_model_that_is_made_when_training_begins(tmp_path: Path) -> None:
+    made: list[PreTrainedModel] = []
+
+    def model_init() -> PreTrainedModel:
+        made.append(deepseek())
+        return made[-1]
+
+    callback = RoutingCallback(bias_controller=SignBias)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False
+    )
+    Trainer(args=arguments, model_init=model_init, train_dataset=rows_of(ROWS), callbacks=[callback]).train()
+    assert len(made) == 2
+    assert not bias(made[0]).any() and bias(made[1]).any()
+    assert not made[0].model.layers[0].mlp.gate._forward_hooks
+
+
+def bias(model: PreTrainedModel) -> Tensor:
+    return model.model.layers[0].mlp.gate.e_score_correction_bias
 
 
 def test_label_smoothing_takes_the_loss_from_the_logits(tmp_path: Path) -> None:

@@ -18,10 +18,25 @@ from .small_models import LAYERS, TOP_K, VOCABULARY, Oracle, deepseek, gradients
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its import warns of is its own affair
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 COEFFICIENT = 0.05
 WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
+SETTINGS = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "train_sampling_strategy": "sequential",
+    "activation_checkpointing": False,
+}
 TEXTS = [" ".join(WORDS[(3 * row + 5 * place) % len(WORDS)] for place in range(6 + row)) for row in range(8)]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,31 +60,32 @@ class Gradients(TrainerCallback):
 def trained(
     model: PreTrainedModel, folder: Path, callback: RoutingCallback, **changes: Any
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    settings = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "train_sampling_strategy": "sequential",
-        "activation_checkpointing": False,
-    }
     kept = Gradients()
     trainer = SFTTrainer(
         model,
-        SFTConfig(str(folder), **(settings | changes)),
+        SFTConfig(str(folder), **(SETTINGS | changes)),
         train_dataset=Dataset.from_dict({"text": TEXTS}),
         processing_class=tokenizer(),
         callbacks=[kept, callback],
     )
     trainer.train()
     return kept.first, trainer.state.log_history
+
+
+def preferred(folder: Path, own: float, coefficient: float | None) -> dict[str, Tensor]:
+    """The gradients of a step of DPO."""
+    kept = Gradients()
+    pairs = {"prompt": TEXTS[:4], "chosen": TEXTS[2:6], "rejected": TEXTS[4:]}
+    trainer = DPOTrainer(
+        qwen(),
+        ref_model=qwen(),
+        args=DPOConfig(str(folder), **SETTINGS, router_aux_loss_coef=own),
+        train_dataset=Dataset.from_dict(pairs),
+        processing_class=tokenizer(),
+        callbacks=[kept, RoutingCallback(balance_loss=coefficient)],
+    )
+    trainer.train()
+    return kept.first
 
 
 def masks() -> list[Tensor]:
@@ -127,3 +143,11 @@ def test_counts_and_bias(tmp_path: Path) -> None:
         for second, load_b in zip(bias, load, strict=True)
     )
     assert any(bias) and mean
+
+
+def test_the_coefficient_is_the_same_whoever_adds_the_loss(tmp_path: Path) -> None:
+    # DPO keeps its coefficient to itself: the model's configuration has another. With 0 it adds nothing.
+    added, left, alone = (preferred(tmp_path, *way) for way in ((0.3, COEFFICIENT), (0.0, COEFFICIENT), (0.0, None)))
+    gate = "model.layers.1.mlp.gate.weight"
+    assert (left[gate] - alone[gate]).abs().max() > 1e-4
+    torch.testing.assert_close(added[gate], left[gate], rtol=1e-3, atol=1e-6)

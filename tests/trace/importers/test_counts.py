@@ -105,8 +105,10 @@ def test_what_is_wrong_with_counts_is_a_sentence(tmp_path: Path, case: str) -> N
 
 
 @pytest.mark.parametrize("header", ["", "layer,expert\n"])
-def test_a_line_an_activation(tmp_path: Path, header: str) -> None:
-    loads = as_loads(written(tmp_path / "t.csv", f"{header}3,0\n3,2\n5,1\n3,2\n"), num_experts=4)
+@pytest.mark.parametrize("lines", ["3,0\n3,2\n5,1\n3,2\n", "3,0\r\n3,2\r\n5,1\r\n3,2", "3,0\n\n3, 2\n5,1\n3,2\n\n"])
+def test_a_line_an_activation(tmp_path: Path, header: str, lines: str) -> None:
+    (tmp_path / "t.csv").write_bytes(f"{header}{lines}".encode())
+    loads = as_loads(tmp_path / "t.csv", num_experts=4)
     assert loads.layers == ("layer 3", "layer 5")
     assert loads.load.tolist() == [[1, 0, 2, 0], [0, 1, 0, 0]]
 

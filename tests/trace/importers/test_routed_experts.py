@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moegate.trace import Trace, read
+from moegate.trace.importers import archives
 from moegate.trace.importers.building import ASSUMED
 
 PROMPT_IDS = [11, 12, 13]
@@ -115,6 +116,12 @@ def test_vllm_with_the_prompt_apart_and_two_completions(tmp_path: Path, indices_
     assert np.array_equal(trace.indices.numpy(), np.concatenate([indices_TLK, indices_TLK[5:]]))
     assert trace.token_ids is not None and trace.token_ids.tolist() == [*PROMPT_IDS, *COMPLETION_IDS, 31, 32]
     assert trace.document_ids is not None and trace.document_ids.tolist() == [0] * 7 + [1] * 2
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_bare_lists_however_they_are_written(tmp_path: Path, indices_TLK: np.ndarray, indent: int | None) -> None:
+    path = written(tmp_path / "r.json", json.dumps(indices_TLK.tolist(), indent=indent))
+    assert np.array_equal(as_trace(path).indices.numpy(), indices_TLK)
 
 
 def test_one_array_of_all_tokens_but_the_last(tmp_path: Path, indices_TLK: np.ndarray) -> None:
@@ -281,12 +288,22 @@ def test_a_damaged_zip_is_a_sentence(tmp_path: Path, indices_TLK: np.ndarray) ->
         read(tmp_path / "r.npz")
 
 
+def test_an_archive_is_not_unpacked_beyond_a_limit(
+    tmp_path: Path, indices_TLK: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "r.npz", routed_experts=np.zeros((5000, 4, 2), np.int16))
+    assert (tmp_path / "r.npz").stat().st_size < 2000
+    monkeypatch.setattr(archives, "MOST_BYTES", 50_000)
+    with pytest.raises(ValueError, match=r"r\.npz is cut or damaged: it says that it unpacks to 80,128 bytes"):
+        read(tmp_path / "r.npz")
+
+
 def test_unknown_formats_and_files(tmp_path: Path) -> None:
     path = written(tmp_path / "notes.txt", "hello\nworld\n")
     with pytest.raises(ValueError, match="none of the formats"):
         read(path)
     with pytest.raises(ValueError, match=r"Did you mean 'llama\.cpp'"):
-        read(path, "lama.cpp")
+        read(path, "llama.cp")
     with pytest.raises(FileNotFoundError, match="no file"):
         read(tmp_path / "none")
     with pytest.raises(ValueError, match="num_experts is 0"):

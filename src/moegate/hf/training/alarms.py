@@ -89,8 +89,8 @@ class Alarms:
 
 
 _COLLAPSED = (
-    "Balance it: balance_loss=0.01 for softmax routers, bias_controller=SignBias for those with a selection bias. If it "
-    "is on already, raise the coefficient or the rate, and lower the learning rate of the gates."
+    "Balance it: balance_loss=0.01 for softmax routers, bias_controller=SignBias for those with a selection bias. "
+    "Where it is on already, raise the coefficient or the rate, and lower the learning rate of the gates."
 )
 _DEAD = (
     "An expert without tokens learns nothing and never comes back by itself: balance the layer (balance_loss, "

@@ -75,7 +75,8 @@ class BiasUpdate:
             bias, controller = _bias(layer), self.controllers[number].to(load_E.device)
             master_E = self._current(number, bias)
             delta_E = controller.step(load_E).to(bias.device)
-            master_E += delta_E - delta_E.mean()
+            # Entries past the experts are of what is no expert, such as ZAYA's way around them: they stay.
+            master_E[: len(delta_E)] += delta_E - delta_E.mean()
             bias.copy_(master_E.reshape(bias.shape))
 
     def spread(self) -> dict[int, float]:

@@ -53,6 +53,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         self._balance_loss, self._bias_controller = balance_loss, bias_controller
         self._prefix, self._load_path, self._warns = prefix, load_file, alarms
         self.monitor: RoutingMonitor | None = None
+        self._model: nn.Module | None = None
         self._balances = False
         self._alarms: Alarms | None = None
         self._file: LoadFile | None = None
@@ -69,7 +70,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         _go_first(self, inspect.currentframe())
         monitor = self._watch(args, kwargs["model"])
         if state.global_step and monitor.bias is not None:
-            self._resume([args.resume_from_checkpoint, _checkpoint(args, state)], monitor)
+            self._resume([_checkpoint(args, state), args.resume_from_checkpoint], monitor)
         if self._load_path is not None and state.is_world_process_zero:
             path = Path(args.output_dir, self._load_path)
             self._file = LoadFile(path, [layer.name for layer in monitor.layers], resume_at=state.global_step)
@@ -115,11 +116,12 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
             self.monitor, self._balances = RoutingMonitor(kwargs["model"]), False
 
     def _watch(self, args: TrainingArguments, model: nn.Module) -> RoutingMonitor:
-        if self.monitor is not None and self._balances:
+        if self.monitor is not None and self._balances and self._model is model:
             return self.monitor
         if self.monitor is not None:
             self.monitor.close()
-        self.monitor, self._balances = self._balanced(args, model), True
+        # A trainer with a model_init makes its model anew when the training begins.
+        self.monitor, self._model, self._balances = self._balanced(args, model), model, True
         layers = self.monitor.layers
         self._alarms = Alarms([layer.name for layer in layers], [layer.top_k for layer in layers])
         if self.monitor.bias is not None and (frozen := self.monitor.bias.frozen):
@@ -137,6 +139,8 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
             bias_controller=self._bias_controller,
             # What a trainer's own loss of a micro-batch counts in the step; under fp16, its scale isn't known.
             unclaimed=0.0 if args.fp16 else 1.0 / args.gradient_accumulation_steps,
+            # TRL's arguments have one, which its trainers don't all tell the model.
+            aux_loss_coefficient=getattr(args, "router_aux_loss_coef", None),
         )
 
     def _resume(self, folders: list[Any], monitor: RoutingMonitor) -> None:
@@ -145,7 +149,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
                 monitor.load_state_dict(saved)
                 return
         warnings.warn(
-            f"{folders[-1]} holds no state of the bias update: it starts from the model's own biases.",
+            f"{folders[0]} holds no state of the bias update: it starts from the model's own biases.",
             RoutingWarning,
             stacklevel=2,
         )

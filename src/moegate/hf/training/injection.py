@@ -1,8 +1,9 @@
 """A loss that is computed inside the layers, and joins the backward there with the scale of the loss outside.
 
-``inject`` hangs a layer's loss on the layer's output: in the backward, the loss gets its gradient as soon as the output
-gets its own. ``tie`` makes the number that is added to the model's loss: in the backward it learns by how much
-everything after it scaled (accumulation, gradient scaling, a trainer's coefficient), before any layer is reached.
+``inject`` hangs a layer's loss on what the layer's experts return: in the backward, the loss gets its gradient as soon
+as that output gets its own. ``tie`` makes the number that is added to the model's loss: in the backward it learns by
+how much everything after it scaled (accumulation, gradient scaling, a trainer's coefficient), before any layer is
+reached.
 """
 
 from typing import Any

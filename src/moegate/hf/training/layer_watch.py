@@ -5,12 +5,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from moegate.hf.calls import recomputing
 from moegate.hf.layers import MoELayer
-from moegate.hf.received import Received, watch
+from moegate.hf.received import Handles, Received, watch
 from moegate.hf.training.balance_loss import layer_balance
 from moegate.hf.training.injection import inject
-from moegate.hf.training.passes import ForwardPass, in_backward
+from moegate.hf.training.passes import ForwardPass
 from moegate.hf.training.router_logits import probabilities, score_of, watch_logits
 from moegate.probability import entropy
 
@@ -26,7 +28,7 @@ class LayerCall(Protocol):
 
 
 class LayerWatch:
-    """Watches one layer: reports what it received, and hangs its loss on its output.
+    """Watches one layer: reports what its experts received, and hangs the layer's loss on what they return.
 
     Args:
         number: the layer's number.
@@ -53,11 +55,12 @@ class LayerWatch:
         self._score = score_of(layer)
         self._logits_TE: Tensor | None = None
         self._pending: tuple[Tensor, ForwardPass] | None = None
-        self._handles = [watch(layer, torch.compiler.disable(self._see))]
-        if (handle := watch_logits(layer, self._see_logits, graph=has_loss)) is not None:
-            self._handles.append(handle)
+        # First the logits: where the gate itself tells the experts' indices, both hang on it.
+        logits = watch_logits(layer, self._see_logits, graph=has_loss)
+        received = watch(layer, torch.compiler.disable(self._see))
+        self._handles: list[RemovableHandle | Handles] = [received] if logits is None else [logits, received]
         if has_loss:
-            self._handles.append(layer.block.register_forward_hook(torch.compiler.disable(self._leave)))
+            self._handles.append(layer.experts.register_forward_hook(torch.compiler.disable(self._leave)))
 
     def remove(self) -> None:
         """Ends the watch."""
@@ -80,15 +83,16 @@ class LayerWatch:
         if logits_TE is not None and logits_TE.shape[0] == index_TK.shape[0]:
             trains = self._has_loss and now.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-                shares_TE = probabilities(logits_TE, self._score)
+                # Logits past the experts are of what is no expert, such as ZAYA's way around them.
+                shares_TE = probabilities(logits_TE[:, : self.layer.num_experts], self._score)
                 if trains:
                     self._add_loss(layer_balance(shares_TE, index_TK, real_T), now)
-        if not in_backward():
+        if not recomputing():
             nats_T = None if shares_TE is None else entropy(shares_TE.detach())
             self._report(self.number, index_TK, real_T, nats_T)
 
     def _add_loss(self, loss: Tensor, now: ForwardPass) -> None:
-        if not in_backward():
+        if not recomputing():
             now.losses[self.number] = loss.detach()
         if loss.requires_grad:
             self._pending = now.coefficients[self.number] * loss, now

@@ -51,6 +51,7 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
         self._file: LoadFile | None = None
         self._steps = 0
         self._loaded: dict[str, Tensor] = {}
+        self._final: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Watch the model, before it is wrapped and an optimizer is made."""
@@ -70,6 +71,7 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
         self._steps = trainer.global_step
         if self._loaded:
             monitor.load_state_dict(self._loaded)
+            self._loaded = {}
         if self._load_path is not None and trainer.is_global_zero:
             path = Path(trainer.default_root_dir, self._load_path)
             self._file = LoadFile(path, [layer.name for layer in monitor.layers], resume_at=trainer.global_step)
@@ -107,13 +109,13 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model: its own pooled loss is back."""
         if self.monitor is not None:
-            self._loaded = self.monitor.state_dict()
+            self._final = self.monitor.state_dict()
             self.monitor.close()
             self.monitor = None
 
     def state_dict(self) -> dict[str, Any]:
         """The float32 biases and their controllers, for Lightning's checkpoints."""
-        return dict(self._monitor().state_dict()) if self.monitor is not None else dict(self._loaded)
+        return self._final if self.monitor is None else self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until the training starts."""

@@ -1,6 +1,5 @@
 """``RoutingMonitor``: watches the routing of a model while it trains, and balances it if asked; for any loop."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moegate.balance.controllers import BiasController
+from moegate.hf.calls import recomputing
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.training.balance_loss import LayerLosses
 from moegate.hf.training.bias_update import BiasUpdate
 from moegate.hf.training.layer_watch import LayerWatch
-from moegate.hf.training.passes import ForwardPass, PassWatch, in_backward
+from moegate.hf.training.passes import ForwardPass, PassWatch
 from moegate.hf.training.pooled_loss import PooledLoss
 from moegate.hf.training.summary import summarize
 from moegate.hf.training.tally import Tally
@@ -44,6 +44,7 @@ class RoutingMonitor:
         process_group: the ranks that share the data; None is the default group.
         unclaimed: the scale of the balance loss in a backward that the model's loss isn't part of, such as 1 over the
             micro-batches of a step; 0 adds none there.
+        aux_loss_coefficient: by which a trainer multiplies ``outputs.aux_loss``; None for the model's own coefficient.
 
     Raises:
         ValueError: no MoE layer, a bad coefficient, or nothing for the controller to do.
@@ -68,13 +69,14 @@ class RoutingMonitor:
         bias_controller: Callable[[int], BiasController] | None = None,
         process_group: dist.ProcessGroup | None = None,
         unclaimed: float = 1.0,
+        aux_loss_coefficient: float | None = None,
     ) -> None:
         self.layers: list[MoELayer] = moe_layers(model)
         if not self.layers:
             raise ValueError(
                 f"{type(model).__name__} has no MoE layer that moegate knows: `moegate hf families` lists what it does."
             )
-        self._group = process_group
+        self._group, self._own = process_group, aux_loss_coefficient
         self._pooled = PooledLoss(model)
         self._losses: LayerLosses | None = None
         if balance_loss is not None:
@@ -85,7 +87,7 @@ class RoutingMonitor:
         self.window = Tally(sizes)
         """Training since ``window`` was last cleared, of all ranks."""
         self._balance: Tensor | None = None
-        self._loss_sums: dict[int, list[Tensor]] = {}
+        self._loss_sums: dict[int, tuple[Tensor, int]] = {}
         self._live: list[weakref.ref[ForwardPass]] = []
         self._last: ForwardPass | None = None
         self._passes = PassWatch(model, self._open, self._close)
@@ -146,8 +148,7 @@ class RoutingMonitor:
     def layer_losses(self) -> dict[str, float]:
         """The mean balance loss of each layer since it was last asked, on this rank; 1.0 is perfect balance."""
         means = {
-            self.layers[number].name: float(torch.stack([loss.double().cpu() for loss in losses]).mean())
-            for number, losses in sorted(self._loss_sums.items())
+            self.layers[number].name: float(total) / count for number, (total, count) in sorted(self._loss_sums.items())
         }
         self._loss_sums = {}
         return means
@@ -183,7 +184,7 @@ class RoutingMonitor:
     def _open(self, now: ForwardPass) -> None:
         if self._losses is not None:
             # Read now: a trainer may set it after this was made.
-            now.own = self._pooled.coefficient
+            now.own = self._pooled.coefficient if self._own is None else self._own
             now.coefficients = self._losses.coefficients(now.own)
             self._pooled.silence()
             self._live = [reference for reference in self._live if reference() is not None] + [weakref.ref(now)]
@@ -195,7 +196,8 @@ class RoutingMonitor:
         if self._losses is None or not now.training or output is None:
             return None
         for number, loss in now.losses.items():
-            self._loss_sums.setdefault(number, []).append(loss)
+            total, count = self._loss_sums.get(number, (torch.zeros_like(loss), 0))
+            self._loss_sums[number] = total + loss, count + 1
         self._check_gates(now)
         if not torch.is_grad_enabled():
             return None
@@ -216,7 +218,7 @@ class RoutingMonitor:
 
     def _pass_of(self, number: int, expert_index_TK: Tensor) -> ForwardPass | None:
         """The pass that a call of a layer's experts belongs to; in a backward, the one that it repeats."""
-        if not in_backward():
+        if not recomputing():
             now = self._passes.current
             if now is not None and self._losses is not None:
                 now.received.setdefault(number, []).append(expert_index_TK.to(torch.int16))
@@ -238,15 +240,3 @@ def _holds(calls: Any, expert_index_TK: Tensor) -> bool:
     return any(
         call.shape == expert_index_TK.shape and torch.equal(call, expert_index_TK.to(call.dtype)) for call in calls
     )
-
-
-def warn_once(seen: set[str], key: str, message: str) -> None:
-    """Warn of one thing once.
-
-    Example:
-        >>> seen = {"collapse"}
-        >>> warn_once(seen, "collapse", "A layer collapsed.")
-    """
-    if key not in seen:
-        seen.add(key)
-        warnings.warn(message, UserWarning, stacklevel=3)

@@ -10,19 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ForwardPass", "PassWatch", "in_backward"]
+from moegate.hf.calls import recomputing
+
+__all__ = ["ForwardPass", "PassWatch"]
 
 _IGNORED = -100
-
-
-def in_backward() -> bool:
-    """Whether a backward is running: a forward inside one is activation checkpointing computing it again.
-
-    Example:
-        >>> in_backward()
-        False
-    """
-    return torch._C._current_graph_task_id() != -1
 
 
 @dataclass(eq=False)
@@ -36,7 +28,7 @@ class ForwardPass:
         share: the part of the optimizer step's loss that this batch makes, where the loss is a sum over its tokens
             divided by those of the step; 1 where it is a mean.
         coefficients: of each layer's balance loss; empty without one.
-        own: the coefficient of the model's pooled loss.
+        own: the coefficient of the model's pooled loss, by which a trainer may multiply ``outputs.aux_loss``.
         received: ``expert_index`` of each call of each layer's experts, by the layer's number.
         losses: the loss of each layer, without a graph, by the layer's number.
         scale: the gradient that reached the balance loss of this pass; None where none did.
@@ -95,7 +87,7 @@ class PassWatch:
         yield module.register_forward_hook(torch.compiler.disable(self._leave), with_kwargs=True, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if in_backward():
+        if recomputing():
             return
         self._depth += 1
         if self._depth == 1:
@@ -103,7 +95,7 @@ class PassWatch:
             self._opened(self.current)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if in_backward() or self._depth == 0:
+        if recomputing() or self._depth == 0:
             return None
         self._depth -= 1
         if self._depth or self.current is None:

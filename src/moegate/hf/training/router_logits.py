@@ -30,7 +30,7 @@ def watch_logits(layer: MoELayer, see: Callable[[Tensor], None], *, graph: bool)
 
     def hook(gate: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         with torch.set_grad_enabled(graph and gate.training and torch.is_grad_enabled()):
-            see(gate_logits(layer, *args, **kwargs))
+            see(gate_logits(layer, *args, **kwargs).flatten(0, -2))
 
     return layer.gate.register_forward_hook(torch.compiler.disable(hook), with_kwargs=True)
 

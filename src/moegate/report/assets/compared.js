@@ -21,6 +21,8 @@ function agreementCard(run, other) {
       ...curves.flatMap(({ values, second, number }) => [values, second].filter(Boolean).map((list) => read(list, number)(layer)))]));
   const numbers = run.num_layers > 1 ? asTable("As a table", () => table) : table;
   const element = card("Where they agree", `${whole(other.tokens)} tokens that both traces saw. A token parts in the first layer that sends it to other experts.${other.margin_parted.some(present) ? " The margin is the gap between the last logit that was taken and the first that was not." : ""}`,
+    other.margin_parted.some(present) ? el("ul", { class: "legend", "aria-label": "Legend of the margin" },
+      el("li", {}, swatchLine("line series-0"), "margin where they part"), el("li", {}, swatchLine("line series-1"), "margin elsewhere")) : null,
     run.num_layers > 1 ? grid : null, numbers);
   return { element, update: run.num_layers > 1 ? update : () => {} };
 }

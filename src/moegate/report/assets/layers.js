@@ -38,9 +38,10 @@ const depthCurves = [
 
 const layerAxis = (run) => {
   const steps = range(run.num_layers);
+  const every = [1, 2, 5, 10, 20, 50, 100].find((step) => run.num_layers / step <= 12) ?? run.num_layers;
   return {
     steps, name: "Layer", dots: run.num_layers <= 32, title: (at) => `Layer ${layerName(run, at)}`,
-    ticks: niceTicks([0, run.num_layers - 1], 10).filter(Number.isInteger), text: (tick) => layerName(run, tick),
+    ticks: steps.filter((layer) => layer % every === 0), text: (tick) => layerName(run, tick),
   };
 };
 

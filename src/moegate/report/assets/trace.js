@@ -24,7 +24,7 @@ function overview(choose) {
 
 function build() {
   const state = { layer: 0, cards: [] };
-  const toolbar = el("div", { class: "toolbar", role: "group", "aria-label": "Layer" });
+  const toolbar = el("div", { class: "toolbar", role: "group", "aria-label": "Chosen layer" });
   const set = (layer) => {
     state.layer = clamp(layer, [0, run.num_layers - 1]);
     keepingFocus(toolbar, [layerStepper(run, state.layer, set)]);

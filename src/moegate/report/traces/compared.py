@@ -123,6 +123,8 @@ def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], 
     difference, apart = None, ""
     if isinstance(trace, Loads) or isinstance(other, Loads):
         apart = "Only the loads are compared: there are no tokens in a trace of counts."
+    elif not trace.num_layers:
+        apart = "There is nothing to compare: the traces have no layers."
     else:
         try:
             difference = diff(trace, other, extremes=LEVELS[0].parting_tokens)

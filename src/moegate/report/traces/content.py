@@ -193,7 +193,7 @@ def _trimmed(trace: Trace | Loads, figures: Figures, detail: Detail, cut: bool) 
     sentences = []
     if cut:
         sentences.append("the token view shows the beginning of some documents")
-    if figures.pairs_LEE is not None and max(trace.num_experts) > detail.pair_experts:
+    if figures.pairs_LEE is not None and max(trace.num_experts, default=0) > detail.pair_experts:
         sentences.append(
             f"the map of pairs shows the {detail.pair_experts} busiest experts of each layer (its table lists the "
             "strongest pairs of all)"

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moegate.report.page import SHARED_SCRIPTS, render, write_whole
+from moegate.report.page import SHARED_SCRIPTS, render
 from moegate.report.traces.compared import compare
 from moegate.report.traces.content import Subject, build_content, count
 from moegate.report.traces.detail import LEVELS
 from moegate.report.traces.views import Decode
 from moegate.trace import Loads, Trace
+from moegate.trace.whole_file import write_whole
 
 __all__ = ["MAX_BYTES", "SCRIPTS", "check_page", "prepare", "write_page", "write_trace_report"]
 

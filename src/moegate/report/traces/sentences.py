@@ -57,10 +57,8 @@ def _dead(known: Sequence[tuple[str, LayerStatistics]], trace: Trace | Loads) ->
     if not dead:
         return [f"Every one of the {total:,} experts was used."]
     label, line = max(known, key=lambda entry: entry[1].dead_experts)
-    where = "all in" if line.dead_experts == dead else "most in"
-    words = (
-        f"{dead:,} of {total:,} experts got no token, {where} layer {label} ({line.dead_experts} of {line.num_experts})."
-    )
+    where = f"{'all' if line.dead_experts == dead else 'most'} in layer {label}"
+    words = f"{dead:,} of {total:,} experts got no token, {where} ({line.dead_experts} of {line.num_experts})."
     if min(line.assignments / line.num_experts for _, line in known) < _ENOUGH:
         words += " With so few tokens an expert may be idle by chance: record more before calling it dead."
     return [words]

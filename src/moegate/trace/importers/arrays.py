@@ -5,9 +5,8 @@ completion apart, in later engines and in TensorRT-LLM one array whose rows are 
 which no forward has seen.
 """
 
+import ast
 import math
-import zipfile
-import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moegate.trace.importers.archives import member_names, members
 from moegate.trace.importers.building import Document, trace_of
 from moegate.trace.importers.hints import Hints
 from moegate.trace.trace import Trace
@@ -22,6 +22,8 @@ from moegate.trace.trace import Trace
 __all__ = ["array_from_bytes", "read_npy", "read_npz", "recognises_npy", "recognises_npz"]
 
 NPY_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # of the header's length, by version
+_LONGEST_HEADER = 10_000  # of an array of integers it has some 100 bytes
 ROUTED = "routed_experts"
 PROMPT = "prompt_routed_experts"
 
@@ -33,7 +35,8 @@ def recognises_npy(_: Path, head: bytes) -> bool:
 
 def recognises_npz(path: Path, head: bytes) -> bool:
     """Whether a file is a zip of NumPy arrays."""
-    return head.startswith(b"PK") and all(name.endswith(".npy") for name in _members(path))
+    names = member_names(path) if head.startswith(b"PK") else []
+    return bool(names) and all(name.endswith(".npy") for name in names)
 
 
 def read_npy(path: Path, hints: Hints) -> Trace:
@@ -46,15 +49,9 @@ def read_npy(path: Path, hints: Hints) -> Trace:
 def read_npz(path: Path, hints: Hints) -> Trace:
     """A trace of named arrays: ``routed_experts``, behind ``prompt_routed_experts`` if that is there, with
     ``prompt_token_ids`` and ``token_ids`` if they are; or any arrays ``[tokens, layers, top_k]``, each a sequence."""
-    arrays: dict[str, NDArray[Any]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as stream:
-                    where = f"{path}, {member.filename}"
-                    arrays[member.filename.removesuffix(".npy")] = _array(stream, member.file_size, where)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is cut or damaged: {error}") from None
+    arrays = {
+        name.removesuffix(".npy"): array_from_bytes(content, f"{path}, {name}") for name, content in members(path)
+    }
     return trace_of(_documents(arrays), path, "routed-experts", hints)
 
 
@@ -80,12 +77,7 @@ def array_from_bytes(content: bytes, where: str) -> NDArray[Any]:
 
 def _array(stream: IO[bytes], size: int, where: str) -> NDArray[Any]:
     """The array of a .npy file of ``size`` bytes; its header is not believed, and objects (pickle) are refused."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, by_columns, dtype = header(stream)
-    except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{where} is no NumPy array, or it is damaged: {' '.join(str(error).split())[:200]}") from None
+    shape, by_columns, dtype = _header(stream, where)
     if dtype.kind not in "iu":
         what = "Python objects, which are not read because they can run code" if dtype.hasobject else str(dtype)
         raise ValueError(f"{where} holds {what}; expected integers [tokens, layers, top_k].")
@@ -98,9 +90,19 @@ def _array(stream: IO[bytes], size: int, where: str) -> NDArray[Any]:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
-def _members(path: Path) -> list[str]:
+def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether it is stored by columns, and the type, as the header has them in a Python dictionary."""
+    magic = stream.read(len(NPY_MAGIC) + 2)
+    width = _LENGTH_BYTES.get(magic[-2:], 0) if magic.startswith(NPY_MAGIC) else 0
+    size = int.from_bytes(stream.read(width), "little")
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist() or [""]
-    except (zipfile.BadZipFile, OSError):
-        return [""]
+        if not 0 < size <= _LONGEST_HEADER:
+            raise ValueError("no header of a known version")
+        header = ast.literal_eval(stream.read(size).decode("latin-1").strip())
+        shape, by_columns, dtype = header["shape"], bool(header["fortran_order"]), np.dtype(header["descr"])
+        if not isinstance(shape, tuple) or not all(type(length) is int for length in shape):
+            raise ValueError(f"the shape is {shape!r:.80}")
+    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where} is no NumPy array, or it is damaged: {reason}") from None
+    return shape, by_columns, dtype

@@ -39,13 +39,30 @@ def recognises_tokens(_: Path, head: bytes) -> bool:
 
 def read_activations(path: Path, hints: Hints) -> Loads:
     """Loads of ``layer,expert`` lines."""
-    counts: dict[int, Counter[int]] = {}
-    for where, layer, experts in _rows(path):
-        if len(experts) != 1:
-            raise ValueError(f"{path}, {where}: {len(experts)} experts; expected layer,expert.")
-        counts.setdefault(layer, Counter())[experts[0]] += 1
-    named = {f"layer {layer}": dict(counts[layer]) for layer in sorted(counts)}
+    counts = _counted_at_once(path.read_bytes())
+    if counts is None:
+        counts = Counter()
+        for where, layer, experts in _rows(path):
+            if len(experts) != 1:
+                raise ValueError(f"{path}, {where}: {len(experts)} experts; expected layer,expert.")
+            counts[layer, experts[0]] += 1
+    named: dict[str, dict[int, float]] = {}
+    for (layer, expert), count in sorted(counts.items()):
+        named.setdefault(f"layer {layer}", {})[expert] = count
     return loads_of(named, path, "llama.cpp", hints)
+
+
+def _counted_at_once(content: bytes) -> Counter[tuple[int, int]] | None:
+    """How often each layer and expert come, for a file of nothing but plain lines, which may be long; None for others,
+    whose lines are then looked at one by one."""
+    names, _, rest = content.replace(b"\r\n", b"\n").partition(b"\n")
+    lines = (names + b"\n" + rest if names[:1].isdigit() else rest).removesuffix(b"\n")
+    shape = lines.translate(None, b"0123456789")
+    if shape != b",\n" * shape.count(b"\n") + b"," or re.search(rb"[0-9]{10}|(^|[,\n])[,\n]|,$", lines):
+        return None
+    pairs_N2 = np.array(lines.replace(b",", b" ").split(), dtype=np.int64).reshape(-1, 2)
+    found, count = np.unique(pairs_N2, axis=0, return_counts=True)
+    return Counter(dict(zip(map(tuple, found.tolist()), count.tolist(), strict=True)))
 
 
 def read_tokens(path: Path, hints: Hints) -> Trace:

@@ -34,8 +34,8 @@ _INHERITED = (PROMPT, "prompt_token_ids", *COMPLETION_IDS, "prompt_tokens", "com
 
 def recognises_responses(path: Path, head: bytes) -> bool:
     """Whether a file is an envelope, nested lists of numbers, or JSON with a field ``routed_experts``."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith((ENVELOPE.encode(), b'"' + ENVELOPE.encode())) or start.replace(b" ", b"").startswith(b"[[["):
+    start = b"".join(head.removeprefix(b"\xef\xbb\xbf").split())
+    if start.startswith((ENVELOPE.encode(), b'"' + ENVELOPE.encode(), b"[[[")):
         return True
     if not start.startswith((b"{", b"[")):
         return False

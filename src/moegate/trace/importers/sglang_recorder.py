@@ -9,7 +9,6 @@ Names are those of the releases of 2025 and 2026; ``logical_count`` is also take
 
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moegate.trace.importers.archives import member_names
 from moegate.trace.importers.building import Document, loads_of, trace_of
 from moegate.trace.importers.hints import Hints
 from moegate.trace.loads import Loads
@@ -31,11 +31,7 @@ FORMAT = "sglang-recorder"
 def recognises_recorder(path: Path, head: bytes) -> bool:
     """Whether a file is what ``torch.save`` writes, now or in old versions."""
     if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith("data.pkl") for name in archive.namelist())
-        except zipfile.BadZipFile:
-            return path.suffix in {".pt", ".pth"}
+        return path.suffix in {".pt", ".pth"} or any(name.endswith("data.pkl") for name in member_names(path))
     return head.startswith(b"\x80") and path.suffix in {".pt", ".pth"}
 
 
@@ -66,7 +62,7 @@ def _loaded(path: Path) -> dict[str, Any]:
             f"{path} holds Python objects, which are not read because they can run code, or it is damaged: a dump of "
             "the recorder has tensors, lists and numbers only."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # a damaged pickle runs into anything
         raise ValueError(f"{path} is cut or damaged: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(dump, dict):
         raise ValueError(f"{path} holds a {type(dump).__name__}; a dump of SGLang's recorder is a dictionary.")
