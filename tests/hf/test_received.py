@@ -12,7 +12,7 @@ from moegate.hf import moe_layers, record
 from moegate.hf.logits import gate_logits
 from moegate.hf.received import CALLS, watch
 
-IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm", "moegate")
 
 
 def dense(received, num_experts):
