@@ -280,6 +280,22 @@ def test_foreign_weights_run_the_modules_own_code_and_say_so(change, monkeypatch
         run(experts, "moegate", hidden, index, weights)
 
 
+def test_experts_in_8_bits_run_their_own_code():
+    from transformers.integrations import finegrained_fp8, use_experts_implementation
+
+    experts_interface._warn.cache_clear()
+
+    class InEightBits(finegrained_fp8.FP8Experts):
+        def forward(self, hidden_states, top_k_index, top_k_weights):
+            return 2 * hidden_states
+
+    kind = use_experts_implementation(InEightBits, experts_interface=finegrained_fp8.ALL_FP8_EXPERTS_FUNCTIONS)
+    experts = kind(tiny_model("mixtral").config)
+    _, hidden, index, weights = one_of("mixtral")
+    with pytest.warns(UserWarning, match="InEightBits run their own code and not moegate's: .* of torch.float8"):
+        assert torch.equal(run(experts, "moegate", hidden, index, weights), 2 * hidden)
+
+
 def test_a_hook_on_the_activation_sees_it():
     experts, hidden, index, weights = one_of("mixtral")
     seen = []

@@ -207,7 +207,7 @@ def test_the_verb_writes_a_folder_whole(tmp_path):
     assert close(logits(again), logits(dense))
     shown = CliRunner().invoke(app, call)
     assert shown.exit_code == 2
-    assert "Choose another path" in shown.output.replace("\n", " ")
+    assert "exists already: choose another folder" in shown.output.replace("\n", " ")
 
 
 def test_a_download_that_fails_is_a_sentence(monkeypatch, tmp_path):

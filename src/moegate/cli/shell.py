@@ -20,7 +20,7 @@ VERBS = {
     "data": "Show the data: domains, sizes of the splits, sources, licences.",
     "bench": "Time moegate against its peers, after a check that all of them compute the same.",
     "ascend": "Say which Ascend operators a model's routing needs, who accepts them, and what to watch.",
-    "upcycle": "Turn a dense model into a Mixture-of-Experts model that computes the same, to train on.",
+    "upcycle": "Turn a dense Llama, Mistral or Qwen model into a Mixture-of-Experts model.",
     "import": "Read the routing that another system wrote, show it, and keep it as a trace.",
     "diff": "Compare two traces of the same tokens: how far their experts agree, and where they part.",
     "place": "Place experts on devices by measured load, with replicas of the busiest.",

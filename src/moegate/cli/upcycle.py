@@ -27,12 +27,13 @@ def upcycle(
     reinitialize: Annotated[float, typer.Option(help="Share of each expert's neurons to draw anew.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the routers and of the noise.")] = 0,
 ) -> None:
-    """Turn a dense Llama, Mistral or Qwen model into a Mixture-of-Experts model with its experts copied from it.
+    """Turn a dense Llama, Mistral or Qwen model into a Mixture-of-Experts model.
 
-    Without noise the new model computes what the dense one does. The folder needs no moegate to be loaded.
+    Every expert starts as a copy of the dense feed-forward network. Without noise the new model computes what the dense
+    one does. The folder needs no moegate to be loaded.
     """
     if output.exists():
-        raise FileExistsError(17, f"{output} exists already", str(output))
+        raise ValueError(f"{output} exists already: choose another folder, or remove it.")
     from moegate import hf
 
     dense, tokenizer = _loaded(model)

@@ -7,6 +7,7 @@ module's own ``_apply_gate`` or ``act_fn`` between moegate's products elsewhere.
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -270,3 +271,7 @@ def _warn(name: str, reason: str) -> None:
 
 
 moe.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+with suppress(ImportError):  # a table of its own, for experts in 8 bits, which run their own code
+    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
+
+    ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -304,7 +304,7 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             logits="linear_own_type",
             receives="switch",
             rule={"num_experts_per_tok": 1},
-            special="an expert takes expert_capacity tokens of each sequence, and the rest go to none; the noise that the "
+            special="an expert takes expert_capacity tokens of each sequence, the rest go to none; the noise that the "
             "router draws in training reaches the experts too",
         ),
     ),

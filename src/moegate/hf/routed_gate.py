@@ -33,9 +33,9 @@ _LEFT_ALONE = {
 
 _WEIGHTS_LIKE_HIDDEN_STATES = frozenset((
     "aria", "cohere2_moe", "deepseek_v4", "ernie4_5_moe", "ernie4_5_vl_moe", "flex_olmo", "gpt_oss", "granitemoe",
-    "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "inkling", "jamba", "laguna", "lfm2_moe", "mellum",
-    "mistral4", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe",
-    "qwen3_vl_moe", "qwen4_exp", "zaya",
+    "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "inkling", "jamba", "laguna",
+    "lfm2_moe", "mellum", "mistral4", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp", "zaya",
 ))  # fmt: skip
 """Families whose gates round the weights to the type of the hidden states; the others leave them in float32."""
 
