@@ -136,6 +136,16 @@ def test_a_prompt_that_goes_on_is_prefill(model):
     assert trace.document_ids.tolist() == [0] * 4 + [1] * 4 + [0] * 3 + [1] * 3 + [0, 1] + [2] * 5 + [3] * 5
 
 
+def test_a_cache_that_the_model_makes_for_itself():
+    """MiniMax's ``generate()`` starts without one, and asks for it."""
+    model = tiny_model("minimax")
+    with record(model) as recording, torch.no_grad():
+        model.generate(tokens(2, 5), max_new_tokens=3, do_sample=False, eos_token_id=None)
+        model(tokens(2, 4))
+    trace = recording.trace
+    assert [trace.select(phase=phase).num_tokens for phase in PHASES] == [8, 10, 4]
+
+
 def test_the_mask_of_a_static_cache_is_longer_than_the_step(model):
     cache = StaticCache(config=model.config, max_cache_len=16)
     mask = torch.zeros(2, 16, dtype=torch.int64)

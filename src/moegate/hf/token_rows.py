@@ -57,10 +57,17 @@ def token_rows(one: "Pass") -> TokenRows | None:
 
 
 def phase_of(one: "Pass", length: int) -> int:
-    """Without a cache from the caller a plain forward; one token after others in the cache is decoding."""
+    """Without a cache, given or asked for, a plain forward; one token after others in the cache is decoding."""
     if one.past is None:
-        return _PREFILL if one.prepares else _FORWARD
+        return _PREFILL if one.prepares or _asks_for_cache(one) else _FORWARD
     return _DECODE if one.past > 0 and length == 1 else _PREFILL
+
+
+def _asks_for_cache(one: "Pass") -> bool:
+    """Whether the caller of the model asks for a cache; parts of the model are told by the model itself."""
+    while one.outer is not None:
+        one = one.outer
+    return one.inputs.get("use_cache") is True
 
 
 def _shape(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
