@@ -72,7 +72,7 @@ def test_a_model_is_run_on_the_texts_and_its_layers_are_listed(run: Any, model: 
     arguments = (model, "--corpus", corpus, "--tokens", 1000, "--sequence-length", 64)
     shown = run(*arguments)
     assert "tiny: 1,000 tokens, 2 layers of 8 experts, K = 2" in shown.output
-    assert all(len(line) <= 80 for line in shown.output.splitlines())
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
     windows = [
         (corpus / name / "0.txt").read_bytes()[start : start + 64][: 500 - start]
         for name in TEXTS
@@ -164,7 +164,7 @@ def deep(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("wanted", "count"), [((), 10), (("--layers", "3"), 3), (("--layers", "all"), 58)])
 def test_many_layers_are_listed_worst_first(run: Any, deep: Path, wanted: tuple[str, ...], count: int) -> None:
-    lines = run(deep, *wanted).output.splitlines()
+    lines = run(deep, *wanted).stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
     numbers = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit() and "–" in line]
     assert len(numbers) == count

@@ -27,9 +27,7 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
         start = len(texts)
         before = list(token_ids[max(0, start - 1) : start])
         pieces = (_piece(tokenizer, before, list(token_ids[start:end])) for end in _ends(start, len(token_ids)))
-        size, text = next(
-            ((size, piece) for size, piece in enumerate(pieces, 1) if _CUT not in piece), (1, _CUT)
-        )
+        size, text = next(((size, piece) for size, piece in enumerate(pieces, 1) if _CUT not in piece), (1, _CUT))
         texts += [text, *[""] * (size - 1)]
     return texts
 

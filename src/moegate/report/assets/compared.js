@@ -54,7 +54,7 @@ function loadDifference(run, other, choose) {
     return before ? after / before : after ? Infinity : 1;
   };
   const { parts, update } = layerMap(run, {
-    label: "Difference of the loads of every layer and expert", value: change,
+    label: "Difference of the loads of every layer and expert", value: change, by: "change",
     colour: (value) => (value === 0 ? channels(idle[mode()]) : balanceColour(value)),
     text: (value) => (value === Infinity ? "new" : fixed(value, 2)), show: (value) => (value === Infinity ? "new" : times(value)),
     lines: (layer, expert) => [`${other.names[0]}: ${times(here.at(layer, expert))} its fair share`, `${other.names[1]}: ${times(there.at(layer, expert))}`],

@@ -12,7 +12,7 @@ function rankedExperts(run, value) {
 }
 
 // Layers by experts. `value(layer, expert)` is a cell, `show` its number, `lines` its tooltip; `choose` takes a layer.
-function layerMap(run, { label, value, colour, text, show, lines }, choose) {
+function layerMap(run, { label, value, colour, text, show, lines, by = "load" }, choose) {
   const layers = run.num_layers;
   const ranked = rankedExperts(run, value);
   const body = el("div");
@@ -24,7 +24,7 @@ function layerMap(run, { label, value, colour, text, show, lines }, choose) {
     };
     body.replaceChildren(
       heatmap({
-        rows: layers, cols: run.num_experts, rowName: "Layer", colName: sorted ? "Expert, by its load in the layer" : "Expert",
+        rows: layers, cols: run.num_experts, rowName: "Layer", colName: sorted ? `Expert, by its ${by} in the layer` : "Expert",
         rowLabel: (layer) => layerName(run, layer), colLabel: (column) => (sorted ? `${column + 1}.` : String(column)),
         maxCell: 84, rowHeight: layers <= 16 ? 26 : Math.max(4, Math.min(14, Math.floor(520 / layers))), label,
         colour: (layer, column) => cell(layer, column, (expert) => colour(value(layer, expert)), null),
@@ -41,7 +41,7 @@ function layerMap(run, { label, value, colour, text, show, lines }, choose) {
           cell(layer, column, (expert) => show(value(layer, expert)) + (sorted ? ` (${expert})` : ""), ""))]))));
   };
   draw(false);
-  const order = run.num_experts > 2 && segmented("Order of the experts", [[false, "By number"], [true, "By load"]], false, draw);
+  const order = run.num_experts > 2 && segmented("Order of the experts", [[false, "By number"], [true, `By ${by}`]], false, draw);
   return { parts: [order, body], update: () => body.firstChild.outline() };
 }
 
