@@ -52,7 +52,6 @@ ARMS = {
     "qwen3: no loss": Arm("qwen3_moe"),
     "qwen3: pooled, 0.01": Arm("qwen3_moe", pooled=0.01),
     "qwen3: per layer, same weight": Arm("qwen3_moe", pooled=0.01, balance_loss="model"),
-    "qwen3: per layer, 0.01 each": Arm("qwen3_moe", balance_loss=0.01),
     "deepseek_v3: bias as it is": Arm("deepseek_v3"),
     "deepseek_v3: bias update": Arm("deepseek_v3", bias_controller=SignBias),
     "deepseek_v3: bias update, rate 0.01": Arm("deepseek_v3", bias_controller=partial(SignBias, rate=0.01)),
