@@ -185,7 +185,17 @@ def test_place_leaves_a_layer_without_load_as_it_is(tmp_path: Path) -> None:
 
 def test_place_says_which_replicas_fit(files: Path) -> None:
     shown = run("place", files / "loads.json", "--devices", 3)
-    assert shown.exit_code == 2 and "pass 1 replicas" in said(shown)
+    assert shown.exit_code == 0
+    assert "To even it, place with 1 replicas for 3 experts on each of the 3 devices." in said(shown)
+    for wanted in (("--json",), ("--output", files / "p.json")):
+        shown = run("place", files / "loads.json", "--devices", 3, *wanted)
+        assert shown.exit_code == 2 and "eplb has no word for that: place with 1 replicas" in said(shown)
+        assert not (files / "p.json").exists()
+    shown = run("place", files / "loads.json", "--devices", 3, "--json", "--format", "plain")
+    assert shown.exit_code == 0
+    assert all(
+        len(devices) == 1 for layer in json.loads(shown.stdout)["placement"].values() for devices in layer.values()
+    )
     shown = run("place", files / "loads.json", "--devices", 2, "--hold-out")
     assert shown.exit_code == 2 and "--hold-out needs a trace" in said(shown)
 

@@ -2,8 +2,9 @@
 
 import json
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from moegate.trace import Loads, Trace, coactivation
 from moegate.trace.packing import device_load, gather, pack, rebalance, replicate
 from moegate.trace.placement import Placement, contiguous, place
-from moegate.trace.placement_files import PLACEMENT_FORMATS, save_placement
+from moegate.trace.placement_files import PLACEMENT_FORMATS, evening, save_placement
 
 FLASHLB = [600, 560, 120, 120, 20, 10, 10, 10]
 """The example of vllm-ascend's FlashLB: 8 devices of 2 slots; EPLB reaches 232 and FlashLB 205."""
@@ -202,8 +203,6 @@ def test_files_of_each_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "replicas", "message"),
     [
-        (4, 0, "6 experts and 0 replicas are 6 slots.*pass 2 replicas"),
-        (4, 3, "pass 2 or 6 replicas"),
         (0, 0, "num_devices is 0"),
         (2, -2, "num_replicas is -2"),
         (2, 8, "must be from 0 to 6"),
@@ -214,6 +213,74 @@ def test_what_does_not_fit_is_a_sentence(devices: int, replicas: int, message: s
         place(loads_of([1.0] * 6), devices, replicas)
 
 
+@pytest.mark.parametrize(("devices", "replicas"), [(2.0, 0), ("2", 0), (True, 0), (2, 1.5)])
+def test_numbers_that_are_not_whole_are_refused(devices: Any, replicas: Any) -> None:
+    with pytest.raises(TypeError, match="must be a whole number"):
+        place(loads_of([1.0] * 4), devices, replicas)
+
+
+@pytest.mark.parametrize("pairs", [[], [torch.zeros(4, 4)] * 2, [torch.zeros(3, 3)]])
+def test_pairs_of_other_layers_are_refused(pairs: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"pairs must be a matrix \[4, 4\] for each of the 1 layers"):
+        place(loads_of([1.0] * 4), 2, pairs=pairs)
+
+
+def best_uneven_peak(load: list[float], devices: int) -> float:
+    """The least peak of all placements in ``ceil(E / N)`` slots a device, by trying every one."""
+    slots = -(-len(load) // devices)
+    choices = product(range(devices), repeat=len(load))
+    return min(
+        max(sum(part for part, device in zip(load, choice, strict=True) if device == one) for one in range(devices))
+        for choice in choices
+        if max(choice.count(one) for one in range(devices)) <= slots
+    )
+
+
+@pytest.mark.parametrize(("num_experts", "devices"), [(7, 3), (5, 4), (3, 4), (9, 2)])
+def test_uneven_placements_are_the_best_or_close_to_it(num_experts: int, devices: int) -> None:
+    rows = [torch.rand(num_experts).mul(3).exp().tolist() for _ in range(4)]
+    placement = place(loads_of(*rows), devices)
+    check_uneven(placement, 0)
+    peaks = placement.device_load(torch.tensor(rows, dtype=torch.float64)).amax(dim=1).tolist()
+    ratios = [peak / best_uneven_peak(row, devices) for peak, row in zip(peaks, rows, strict=True)]
+    assert 1 - 1e-9 <= min(ratios) <= max(ratios) < 1.1
+
+
+def check_uneven(placement: Placement, num_replicas: int) -> None:
+    """All experts and replicas, none twice on a device; empty slots, fewer than devices, at the end of theirs."""
+    used = placement.num_experts + num_replicas
+    num_slots = placement.physical_to_logical.shape[1]
+    assert not placement.even
+    assert num_slots == -(-used // placement.num_devices) * placement.num_devices
+    assert (placement.replicas >= 1).all()
+    assert placement.replicas.sum(dim=1).tolist() == [used] * len(placement.layers)
+    for slots in placement.slots.flatten(0, 1).tolist():
+        real = [expert for expert in slots if expert >= 0]
+        assert slots == real + [-1] * (len(slots) - len(real))
+        assert len(set(real)) == len(real)
+
+
+def test_256_experts_and_32_replicas_on_64_devices_say_what_fits() -> None:
+    loads = loads_of(torch.rand(256).mul(3).exp().tolist())
+    pairs = [torch.ones(256, 256)]
+    placement, paired = place(loads, 64, 32), place(loads, 64, 32, pairs=pairs, slack=0.02)
+    for one in (placement, paired):
+        check_uneven(one, 32)
+        assert one.imbalance(loads.load).item() < 1.03
+    assert evening(placement) == ("place with 0 replicas for 4 or 64 replicas for 5 experts on each of the 64 devices")
+
+
+@pytest.mark.parametrize("form", sorted(set(PLACEMENT_FORMATS) - {"plain"}))
+def test_only_plain_files_have_empty_slots(tmp_path: Path, form: str) -> None:
+    placement = place(loads_of([9.0, 1, 1, 1, 1]), 2)
+    with pytest.raises(ValueError, match=f"{form} has no word.*place with 1 replicas for 3.*or the format plain"):
+        save_placement(placement, tmp_path / "p.json", form)
+    assert not (tmp_path / "p.json").exists()
+    plain = json.loads(save_placement(placement, tmp_path / "p.json", "plain").read_text())
+    assert sorted(plain["layer 0"]) == list("01234")
+    assert all(len(devices) == 1 for devices in plain["layer 0"].values())
+
+
 @pytest.mark.parametrize("slack", [-0.1, float("nan"), float("inf")])
 def test_a_slack_that_is_none_is_refused(slack: float) -> None:
     with pytest.raises(ValueError, match="slack is"):
@@ -222,6 +289,6 @@ def test_a_slack_that_is_none_is_refused(slack: float) -> None:
 
 def test_layers_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="a has 2, b has 3"):
-        place(Loads(torch.ones(2, 3).triu(), ("a", "b"), (2, 3)), 1)
+        place(Loads(torch.ones(2, 3).tril(1), ("a", "b"), (2, 3)), 1)
     with pytest.raises(ValueError, match="no layers"):
         place(Loads(torch.zeros(0, 0), (), ()), 1)

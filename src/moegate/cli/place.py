@@ -18,7 +18,7 @@ from moegate.cli.layer_table import layers_to_list, number
 from moegate.report.traces.names import layer_labels
 from moegate.trace import Loads, Placement, Trace, coactivation, contiguous, read, save_placement
 from moegate.trace import place as find_placement
-from moegate.trace.placement_files import PLACEMENT_FORMATS
+from moegate.trace.placement_files import PLACEMENT_FORMATS, evening, placement_values
 
 EXAMPLES = (
     "moegate place trace.safetensors --devices 8 --hold-out",
@@ -115,7 +115,7 @@ def as_values(placement: Placement, form: str, measured: dict[str, Measured], fi
         }
         for name, one in measured.items()
     }
-    return {"fitted_on": fitted_on, "peak_over_mean": figures, "placement": PLACEMENT_FORMATS[form](placement)}
+    return {"fitted_on": fitted_on, "peak_over_mean": figures, "placement": placement_values(placement, form)}
 
 
 def place(
@@ -147,7 +147,8 @@ def place(
     """Place experts on devices by measured load, with replicas of the busiest.
 
     Each layer's time is that of its busiest device, so that the peak over the mean is what an uneven placement costs.
-    Every device holds equally many experts; tokens of an expert with replicas are shared evenly among them.
+    Tokens of an expert with replicas are shared evenly among them. Every device has the same number of slots; where
+    experts and replicas don't fill them all, only --format plain can say so.
     """
     source = read(trace, num_experts=num_experts)
     fitted, other = halves(source) if hold_out else (source, None)
@@ -177,6 +178,13 @@ def place(
             console,
             one,
             f"On the {where} of the tokens{fit}" if other is not None else "Measured on what it was placed by",
+        )
+    if not found.even:
+        console.print(
+            f"Note: devices hold different numbers of experts, which most servers don't take. To even it, "
+            f"{evening(found)}.",
+            highlight=False,
+            style="yellow",
         )
     if output is not None:
         console.print(f"Written to {escape(str(output))}", highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The checks of a ``Trace``: each field by itself and against the others, in sentences."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +17,9 @@ def check_trace(trace: "Trace", num_phases: int) -> None:
     """Raises ``TypeError`` or ``ValueError`` unless the fields of a trace fit each other."""
     _check_integers("indices", trace.indices, (None, None, None))
     num_tokens, num_layers, top_k = trace.indices.shape
-    _check_names("layers", trace.layers)
-    _check_names("domains", trace.domains)
-    _check_experts(trace.num_experts, num_layers)
+    check_names("layers", trace.layers)
+    check_names("domains", trace.domains)
+    check_experts(trace.num_experts, num_layers)
     if len(trace.layers) != num_layers:
         raise ValueError(f"layers must name each of the {num_layers} layers of the indices, got {len(trace.layers)}.")
     _check_floats("weights", trace.weights, (num_tokens, num_layers, top_k))
@@ -28,7 +29,7 @@ def check_trace(trace: "Trace", num_phases: int) -> None:
     for name, limit in limits.items():
         _check_column(name, getattr(trace, name), num_tokens, limit)
     _check_range(trace)
-    _check_metadata(trace.metadata)
+    check_metadata(trace.metadata)
 
 
 def _check_integers(name: str, values: object, shape: tuple[int | None, ...]) -> None:
@@ -76,7 +77,8 @@ def _check_range(trace: "Trace") -> None:
             )
 
 
-def _check_names(name: str, names: object) -> None:
+def check_names(name: str, names: object) -> None:
+    """Raises unless ``names`` is a tuple of strings that differ."""
     if not isinstance(names, tuple) or not all(isinstance(part, str) for part in names):
         raise TypeError(f"{name} must be a tuple of strings, got {names!r:.200}.")
     if len(set(names)) != len(names):
@@ -84,7 +86,8 @@ def _check_names(name: str, names: object) -> None:
         raise ValueError(f"{name} must differ from each other, but {twice!r} is there twice.")
 
 
-def _check_experts(num_experts: object, num_layers: int) -> None:
+def check_experts(num_experts: object, num_layers: int) -> None:
+    """Raises unless there is a number of experts for each layer."""
     if not isinstance(num_experts, tuple) or not all(type(count) is int for count in num_experts):
         raise TypeError(f"num_experts must be a tuple of integers, got {num_experts!r:.200}.")
     if len(num_experts) != num_layers:
@@ -93,7 +96,10 @@ def _check_experts(num_experts: object, num_layers: int) -> None:
         raise ValueError(f"num_experts must be from 1 up, and fit into 32 bits, got {num_experts!r:.200}.")
 
 
-def _check_metadata(metadata: Any) -> None:
+def check_metadata(metadata: Any) -> None:
+    """Raises unless ``metadata`` can be written as a JSON object."""
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a mapping of JSON values, got {type(metadata).__name__}.")
     try:
         json.dumps(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:

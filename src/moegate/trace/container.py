@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moegate.trace.json_objects import without_twins
+
 __all__ = ["Entry", "Header", "data_of", "read_header", "read_tensor", "write_container"]
 
 DTYPES = {
@@ -121,7 +123,7 @@ def read_header(path: Path) -> Header:
             refuse(f"its first 8 bytes announce a header of {length} bytes, and the file has {size - 8} more")
         text = file.read(length)
     try:
-        head = json.loads(text.decode(), object_pairs_hook=_without_twins)
+        head = json.loads(text.decode(), object_pairs_hook=without_twins)
     except (ValueError, RecursionError) as error:
         refuse(f"its header is no valid JSON ({str(error)[:200]})")
     if not isinstance(head, dict):
@@ -132,14 +134,6 @@ def read_header(path: Path) -> Header:
     places = {name: _place(name, value, 8 + length, refuse) for name, value in head.items()}
     _check_cover(places, 8 + length, size, refuse)
     return Header(places, metadata)
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return result
 
 
 def _place(name: str, value: Any, start: int, refuse: Callable[[str], NoReturn]) -> Place:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moegate.trace.checks import check_experts, check_metadata, check_names
 from moegate.trace.whole_file import write_whole
 
 __all__ = ["Loads", "save_loads"]
@@ -25,7 +26,8 @@ class Loads:
         metadata: JSON values: ``source``, ``notes``, ...
 
     Raises:
-        ValueError: the sizes don't fit together, or a count is negative or not finite.
+        TypeError: a field is of another kind.
+        ValueError: the sizes don't fit together, two layers have one name, or a count is negative or not finite.
 
     Example:
         >>> loads = Loads(torch.tensor([[3, 1], [0, 4]]), layers=("0", "1"), num_experts=(2, 2))
@@ -39,14 +41,26 @@ class Loads:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("layers", "num_experts"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        check_names("layers", self.layers)
+        check_experts(self.num_experts, len(self.layers))
+        check_metadata(self.metadata)
+        if not isinstance(self.load, Tensor) or self.load.dtype == torch.bool or self.load.is_complex():
+            found = self.load.dtype if isinstance(self.load, Tensor) else type(self.load).__name__
+            raise TypeError(f"load must be a tensor of counts, got {found}.")
         sizes = (len(self.layers), max(self.num_experts, default=0))
-        if tuple(self.load.shape) != sizes or len(self.num_experts) != len(self.layers):
+        if tuple(self.load.shape) != sizes:
             raise ValueError(
-                f"The load has the shape {tuple(self.load.shape)}, with {len(self.layers)} layers and "
-                f"{len(self.num_experts)} numbers of experts; pass [L, E], a name a layer and a number a layer."
+                f"The load has the shape {tuple(self.load.shape)}, but its layers and numbers of experts say {sizes}, "
+                "[L, E]."
             )
         if not torch.isfinite(self.load).all() or (self.load < 0).any():
             raise ValueError("A count is negative or not finite: loads are counts of assignments, 0 or more.")
+        for row_E, size, layer in zip(self.load, self.num_experts, self.layers, strict=True):
+            if row_E[size:].any():
+                raise ValueError(f"{layer} has {size} experts, but the load counts assignments beyond them.")
 
     @property
     def num_layers(self) -> int:

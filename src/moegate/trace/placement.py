@@ -20,7 +20,7 @@ _BALANCED = 1.001
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The experts of every device, layer by layer. ``N`` devices have ``P / N`` slots each.
+    """The experts of every device, layer by layer. ``N`` devices have ``P / N`` slots each, of which some may be empty.
 
     Attributes:
         physical_to_logical: ``[L, P]`` int64, the expert in each slot, device after device; -1 in an empty slot.
@@ -43,6 +43,11 @@ class Placement:
     def slots(self) -> Tensor:
         """``[L, N, P / N]``, the same by device."""
         return self.physical_to_logical.reshape(len(self.layers), self.num_devices, -1)
+
+    @property
+    def even(self) -> bool:
+        """Whether every slot holds an expert, as servers with tables of physical experts need it."""
+        return bool((self.physical_to_logical >= 0).all())
 
     @property
     def replicas(self) -> Tensor:
@@ -116,10 +121,12 @@ def place(
 ) -> Placement:
     """Experts on devices so that the busiest device of each layer has as little load as can be found.
 
-    Every device holds the same number of experts. Replicas go to the experts with the greatest load; experts then go,
-    the greatest first, to the device with the least load, and swaps and other replicas improve on that. With ``pairs``,
-    experts that tokens use together are brought onto one device, as far as no device gets busier than the peak, or than
-    ``1 + slack`` times the mean: near a perfect balance hardly any swap is left without some slack.
+    Every device has the same number of slots, and the same number of experts where they divide evenly; otherwise some
+    slots stay empty, which most servers don't take (``save_placement`` says which). Replicas go to the experts with the
+    greatest load; experts then go, the greatest first, to the device with the least load, and swaps and other replicas
+    improve on that. With ``pairs``, experts that tokens use together are brought onto one device, as far as no device
+    gets busier than the peak, or than ``1 + slack`` times the mean: near a perfect balance hardly any swap is left
+    without some slack.
 
     Args:
         source: a trace or loads; placement is for each layer by itself.
@@ -129,8 +136,9 @@ def place(
         slack: how far above the mean a device may get for the sake of ``pairs``.
 
     Raises:
-        ValueError: the slots don't divide evenly among the devices, layers have different numbers of experts, or the
-            slack is negative.
+        TypeError: a number of devices or replicas is no whole number.
+        ValueError: there are more replicas than are of use, layers have different numbers of experts, ``pairs`` are of
+            other layers, or the slack is negative.
 
     Example:
         >>> loads = Loads(torch.tensor([[600, 560, 120, 120, 20, 10, 10, 10]]), layers=("mlp",), num_experts=(8,))
@@ -143,23 +151,30 @@ def place(
     """
     num_experts = _num_experts(source)
     _check_devices(num_devices)
-    _check_slots(num_experts, num_devices, num_replicas)
+    _check_replicas(num_experts, num_devices, num_replicas)
+    if pairs is not None:
+        _check_pairs(pairs, len(source.layers), num_experts)
     if not 0 <= slack < math.inf:
         raise ValueError(f"slack is {slack}, but must be 0 or more, such as 0.01.")
-    load_LE = source.load[:, :num_experts].double().numpy()
+    # An empty slot is an expert without load, numbered behind the others, until all have their places.
+    num_empty = -(num_experts + num_replicas) % num_devices
+    load_LE = np.pad(source.load[:, :num_experts].double().numpy(), ((0, 0), (0, num_empty)))
     rows = []
     for layer, load_E in enumerate(load_LE):
-        slots_NS = _layer(load_E, num_devices, num_replicas)
+        slots_NS = _layer(load_E, num_devices, num_replicas, num_empty)
         if pairs is not None:
-            slots_NS = gather(load_E, slots_NS, pairs[layer][:num_experts, :num_experts].double().numpy(), slack)
-        rows.append(torch.from_numpy(np.sort(slots_NS, axis=1)).reshape(-1))
+            slots_NS = gather(load_E, slots_NS, np.pad(pairs[layer].double().numpy(), (0, num_empty)), slack)
+        slots_NS = np.sort(slots_NS, axis=1)
+        rows.append(torch.from_numpy(np.where(slots_NS < num_experts, slots_NS, -1)).reshape(-1))
     return Placement(torch.stack(rows), num_experts, num_devices, tuple(source.layers))
 
 
-def _layer(load_E: Any, num_devices: int, num_replicas: int) -> Any:
+def _layer(load_E: Any, num_devices: int, num_replicas: int, num_empty: int) -> Any:
     best, least = None, math.inf
+    real_E = load_E[: len(load_E) - num_empty]
     enough = _BALANCED * load_E.sum() / num_devices
-    for count_E in replica_choices(load_E, num_replicas, num_devices):
+    for real_count_E in replica_choices(real_E, num_replicas, num_devices):
+        count_E = np.pad(real_count_E, (0, num_empty), constant_values=1)
         slots_NS = rebalance(load_E, pack(load_E, count_E, num_devices))
         peak = device_load(load_E, slots_NS).max()
         if best is None or peak < least * (1 - 1e-9):
@@ -180,23 +195,28 @@ def _num_experts(source: Trace | Loads) -> int:
 
 
 def _check_devices(num_devices: int) -> None:
+    if isinstance(num_devices, bool) or not isinstance(num_devices, int):
+        raise TypeError(f"num_devices must be a whole number, got {num_devices!r}.")
     if num_devices < 1:
         raise ValueError(f"num_devices is {num_devices}, but must be at least 1.")
 
 
-def _check_slots(num_experts: int, num_devices: int, num_replicas: int) -> None:
+def _check_replicas(num_experts: int, num_devices: int, num_replicas: int) -> None:
+    if isinstance(num_replicas, bool) or not isinstance(num_replicas, int):
+        raise TypeError(f"num_replicas must be a whole number, got {num_replicas!r}.")
     most = num_experts * (num_devices - 1)
     if not 0 <= num_replicas <= most:
         raise ValueError(
             f"num_replicas is {num_replicas}, but must be from 0 to {most}: no expert is of use twice on one device."
         )
-    over = (num_experts + num_replicas) % num_devices
-    if over:
-        fitting = [value for value in (num_replicas - over, num_replicas - over + num_devices) if 0 <= value <= most]
+
+
+def _check_pairs(pairs: Sequence[Tensor], num_layers: int, num_experts: int) -> None:
+    shapes = [tuple(matrix.shape) for matrix in pairs]
+    if shapes != [(num_experts, num_experts)] * num_layers:
         raise ValueError(
-            f"{num_experts} experts and {num_replicas} replicas are {num_experts + num_replicas} slots, which don't "
-            f"divide evenly among {num_devices} devices: pass {' or '.join(map(str, fitting)) or 'fewer devices for'} "
-            "replicas."
+            f"pairs must be a matrix [{num_experts}, {num_experts}] for each of the {num_layers} layers, as "
+            f"moegate.trace.coactivation gives, got {len(shapes)} of {sorted(set(shapes))!r:.80}."
         )
 
 

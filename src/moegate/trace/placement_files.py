@@ -7,6 +7,8 @@
   It counts every layer of the model, dense ones too, so that the layers here must be all of them, as in the dumps of
   its recorder.
 - ``vllm-ascend``: what ``expert_map_path`` of vllm-ascend reads, a list of the devices' experts for each layer.
+
+Only ``plain`` can say that a slot is empty: the tables of the others have an expert in each.
 """
 
 import json
@@ -17,7 +19,7 @@ from typing import Any
 from moegate.trace.placement import Placement
 from moegate.trace.whole_file import write_whole
 
-__all__ = ["PLACEMENT_FORMATS", "save_placement"]
+__all__ = ["PLACEMENT_FORMATS", "evening", "placement_values", "save_placement"]
 
 
 def _plain(placement: Placement) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def save_placement(placement: Placement, path: str | Path, format: str = "eplb")
     """Writes a placement as JSON, whole or not at all, in one of ``PLACEMENT_FORMATS``; returns the path.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: there is no such format, or it has no empty slots and the placement has some.
 
     Example:
         >>> import json, tempfile, torch
@@ -80,6 +82,42 @@ def save_placement(placement: Placement, path: str | Path, format: str = "eplb")
         ...     json.loads(save_placement(placement, f"{folder}/placement.json", "plain").read_text())
         {'mlp': {'0': [0, 1], '1': [0], '2': [1]}}
     """
+    return write_whole(path, json.dumps(placement_values(placement, format)).encode())
+
+
+def placement_values(placement: Placement, format: str) -> dict[str, Any]:
+    """The JSON values of a placement in a format; raises as ``save_placement`` does.
+
+    Example:
+        >>> import torch
+        >>> placement = Placement(torch.tensor([[0, 1, 2, -1]]), num_experts=3, num_devices=2, layers=("mlp",))
+        >>> placement_values(placement, "plain")
+        {'mlp': {'0': [0], '1': [0], '2': [1]}}
+    """
     if format not in PLACEMENT_FORMATS:
         raise ValueError(f"{format!r} is no format of placements; there are {', '.join(PLACEMENT_FORMATS)}.")
-    return write_whole(path, json.dumps(PLACEMENT_FORMATS[format](placement)).encode())
+    if format != "plain" and not placement.even:
+        raise ValueError(
+            f"Slots of this placement are empty, and {format} has no word for that: {evening(placement)}, or the "
+            "format plain."
+        )
+    return PLACEMENT_FORMATS[format](placement)
+
+
+def evening(placement: Placement) -> str:
+    """What to do for the same number of experts on each device.
+
+    Example:
+        >>> from moegate.trace import contiguous
+        >>> evening(contiguous(256, 48, ["mlp"]))
+        'place with 32 replicas for 6 experts on each of the 48 devices'
+    """
+    slots = placement.physical_to_logical.shape[1]
+    num_devices = placement.num_devices
+    fewer = slots - num_devices
+    words = [
+        f"{wanted - placement.num_experts} replicas for {wanted // num_devices}"
+        for wanted in (fewer, slots)
+        if wanted >= placement.num_experts
+    ]
+    return f"place with {' or '.join(words)} experts on each of the {num_devices} devices"

@@ -53,12 +53,20 @@ def read(
         raise FileNotFoundError(f"There is no file {source}.")
     hints = Hints(num_experts=num_experts, num_layers=num_layers, top_k=top_k, dtype=dtype)
     if format == OWN or (format is None and (source.suffix == ".safetensors" or is_trace(source))):
-        return load(source)
+        return _agreeing(load(source), source, num_experts)
     row = _recognised(source) if format is None else _named(format)
     try:
-        return row.read(source, hints)
+        return _agreeing(row.read(source, hints), source, num_experts)
     except (MemoryError, OverflowError, RecursionError):
         raise ValueError(f"{source} says that it holds more than can be read; it may be damaged.") from None
+
+
+def _agreeing(found: Trace | Loads, source: Path, num_experts: int | None) -> Trace | Loads:
+    if num_experts is not None and (wrong := [size for size in found.num_experts if size != num_experts]):
+        raise ValueError(
+            f"{source} says that a layer has {wrong[0]} experts, so that num_experts can't be {num_experts}."
+        )
+    return found
 
 
 def _named(name: str) -> Format:

@@ -75,7 +75,67 @@ def test_saved_loads_come_back(tmp_path: Path) -> None:
     assert torch.equal(again.load, loads.load)
 
 
+def test_saved_loads_keep_their_order_sizes_fractions_and_metadata(tmp_path: Path) -> None:
+    loads = Loads(torch.tensor([[1, 0.5, 0], [2, 3, 1]]), ("layer 10", "layer 2"), (2, 3), {"notes": [ASSUMED]})
+    again = as_loads(save_loads(loads, tmp_path / "l.json"))
+    assert (again.layers, again.num_experts, again.metadata) == (loads.layers, loads.num_experts, loads.metadata)
+    assert torch.equal(again.load, loads.load.double())
+    nothing = as_loads(save_loads(Loads(torch.zeros(0, 0), (), ()), tmp_path / "n.json"))
+    assert nothing.num_layers == 0
+
+
+def own(**changes: Any) -> dict[str, Any]:
+    return {"layers": ["a", "b"], "num_experts": [2, 3], "load": [[1, 2, 0], [3, 4, 5]], "metadata": {}} | changes
+
+
+LYING = {
+    "more experts": own(num_experts=[2, 4]),
+    "fewer experts": own(num_experts=[1, 3]),
+    "huge": own(num_experts=[2, 10**12]),
+    "no numbers": own(num_experts=["2", 3]),
+    "names": own(layers=["a", "a"]),
+    "a name too few": own(layers=["a"]),
+    "numbers as names": own(layers=[1, 2]),
+    "no rows": own(load=[]),
+    "ragged": own(load=[[1, 2], [3, 4, 5]]),
+    "negative": own(load=[[1, -2, 0], [3, 4, 5]]),
+    "one dimension": own(load=[1, 2]),
+    "a list of metadata": own(metadata=[]),
+    "no list": own(layers="ab"),
+}
+
+
+@pytest.mark.parametrize("case", LYING)
+def test_lying_loads_are_refused(tmp_path: Path, case: str) -> None:
+    with pytest.raises(ValueError, match=r"l\.json"):
+        read(written(tmp_path / "l.json", LYING[case]))
+
+
+def test_a_number_of_experts_against_that_of_the_file_is_refused(tmp_path: Path) -> None:
+    path = save_loads(Loads(torch.ones(1, 2), ("a",), (2,)), tmp_path / "l.json")
+    assert as_loads(path, num_experts=2).num_experts == (2,)
+    with pytest.raises(ValueError, match="a layer has 2 experts, so that num_experts can't be 4"):
+        read(path, num_experts=4)
+
+
+@pytest.mark.parametrize(
+    "name", ["expert_load_pass", "num_tokens_per_expert", "tokens_per_expert", "expert_counts", "counts"]
+)
+def test_other_names_of_counts_in_lines(tmp_path: Path, name: str) -> None:
+    lines = [{"step": step, "layer": layer, name: [step, layer]} for step in (1, 2) for layer in (0, 1)]
+    loads = as_loads(written(tmp_path / "c.jsonl", "\n".join(map(json.dumps, lines))))
+    assert loads.load.tolist() == [[3, 0], [3, 2]]
+
+
+def test_experts_by_name(tmp_path: Path) -> None:
+    loads = as_loads(written(tmp_path / "c.json", {"layer_0": {"expert_1": 5, "expert_0": 2}}))
+    assert loads.load.tolist() == [[2, 5]]
+
+
 HOSTILE_JSON = {
+    "a layer twice": ('{"0": {"0": 1}, "0": {"0": 2}}', "'0' is there twice"),
+    "an expert twice": ('{"0": {"1": 1, "1": 2}}', "'1' is there twice"),
+    "an expert by two names": ('{"0": {"1": 1, "expert_1": 2}}', "expected counts by expert"),
     "nan": ('{"0": {"0": NaN}}', "nan is no count"),
     "infinite": ('{"0": {"0": Infinity}}', "inf is no count"),
     "negative": ('{"0": {"0": -1}}', "-1.0 is no count"),
@@ -111,6 +171,24 @@ def test_a_line_an_activation(tmp_path: Path, header: str, lines: str) -> None:
     loads = as_loads(tmp_path / "t.csv", num_experts=4)
     assert loads.layers == ("layer 3", "layer 5")
     assert loads.load.tolist() == [[1, 0, 2, 0], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("header", ["", "layer_id,experts\n"])
+@pytest.mark.parametrize("separator", [",", ", ", ";", "\t"])
+@pytest.mark.parametrize("inside", [" ", ",", ", "])
+def test_other_separators(tmp_path: Path, header: str, separator: str, inside: str) -> None:
+    header = header.replace(",", separator)
+    lines = "".join(
+        f'{layer}{separator}"{inside.join(experts)}"\n' for layer, experts in [(3, "25"), (5, "10"), (3, "04")]
+    )
+    with pytest.raises(ValueError, match="layer 5 has 1 lines, layer 3 has 2"):
+        read(written(tmp_path / "t.csv", header + lines))
+    trace = as_trace(written(tmp_path / "t.csv", header + lines + f'5{separator}"7{inside}1"\n'))
+    assert trace.indices.tolist() == [[[2, 5], [1, 0]], [[0, 4], [7, 1]]]
+    one = as_trace(written(tmp_path / "o.csv", header + f'3{separator}"2"\n5{separator}"1"\n'))
+    assert one.indices.tolist() == [[[2], [1]]]
+    loads = as_loads(written(tmp_path / "l.csv", header + f"3{separator}2\n5{separator}1\n3{separator}2\n"))
+    assert loads.load.tolist() == [[0, 0, 2], [0, 1, 0]]
 
 
 @pytest.mark.parametrize("header", ["", "layer_id,experts\n"])

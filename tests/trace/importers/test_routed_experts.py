@@ -177,6 +177,34 @@ def test_sglang_in_other_integers(tmp_path: Path, indices_TLK: np.ndarray) -> No
         read(path, num_layers=3, top_k=2, dtype="float32")
 
 
+@pytest.mark.parametrize("quotes", ["", '"'])
+def test_base64_alone_a_line_a_sequence(tmp_path: Path, indices_TLK: np.ndarray, quotes: str) -> None:
+    texts = [base64_of(part.astype("int32").tobytes()) for part in (indices_TLK[:2], indices_TLK[2:])]
+    path = written(tmp_path / "routed.txt", "".join(f"{quotes}{text}{quotes}\n" for text in texts))
+    trace = as_trace(path, num_layers=3, top_k=2)
+    assert np.array_equal(trace.indices.numpy(), indices_TLK)
+    assert trace.document_ids is not None and trace.document_ids.tolist()[:3] == [0, 0, 1]
+    with pytest.raises(ValueError, match="Pass num_layers and top_k"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "head", ["int16:{}x{}x{}", "int16:{},{},{}", "int16:({}, {}, {})", "torch.int16:{}x{}x{}", "<i2:{}x{}x{}"]
+)
+def test_envelopes_however_their_type_and_sizes_are_spelled(tmp_path: Path, indices_TLK: np.ndarray, head: str) -> None:
+    text = f"nrlre1:{head.format(*indices_TLK.shape)}:{base64_of(indices_TLK.astype('<i2').tobytes())}"
+    trace = as_trace(written(tmp_path / "e.json", {"routed_experts": text}))
+    assert np.array_equal(trace.indices.numpy(), indices_TLK)
+
+
+def test_bytes_behind_an_array_are_refused(tmp_path: Path, indices_TLK: np.ndarray) -> None:
+    content = npy_bytes(indices_TLK)
+    for more in (b"\0", content):
+        (tmp_path / "a.npy").write_bytes(content + more)
+        with pytest.raises(ValueError, match="bytes follow the array"):
+            read(tmp_path / "a.npy")
+
+
 def test_envelopes_as_a_text_and_as_lines(tmp_path: Path, indices_TLK: np.ndarray) -> None:
     text = written(tmp_path / "routes.txt", f"{envelope(indices_TLK)}\n{envelope(indices_TLK[:1])}\n")
     lines = written(tmp_path / "routes.jsonl", f'{{"routed_experts": "{envelope(indices_TLK)}"}}\n')

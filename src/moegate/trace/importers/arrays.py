@@ -87,6 +87,8 @@ def _array(stream: IO[bytes], size: int, where: str) -> NDArray[Any]:
         raise ValueError(
             f"{where} is cut: it says it has the shape {shape} of {dtype}, but holds {len(content) or 'other'} bytes."
         )
+    if stream.read(1):
+        raise ValueError(f"{where} is damaged, or several files in one: bytes follow the array {shape} of {dtype}.")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
 

@@ -1,10 +1,11 @@
 """Counts in JSON and JSON Lines: MindSpeed-RL's, dumps of EPLB, SGLang's, and anybody's.
 
-- ``{layer: {expert: count}}`` (MindSpeed-RL), or ``{layer: [count, ...]}``.
+- ``{layer: {expert: count}}`` (MindSpeed-RL), the experts as ``3`` or ``expert_3``, or ``{layer: [count, ...]}``.
 - An object with ``logical_count`` ``[layers, experts]`` or ``[steps, layers, experts]`` (SGLang), or the same under a
   name of vLLM's EPLB. No release of vLLM writes such a file yet and the names in its pull requests differ; taken are
-  ``expert_load``, ``logical_load``, ``expert_load_window``, ``global_expert_load`` and ``load``. With a
-  ``physical_to_logical_map`` beside it the counts are those of physical experts.
+  ``expert_load``, ``logical_load``, ``expert_load_window``, ``expert_load_pass``, ``global_expert_load``, ``load``,
+  ``num_tokens_per_expert``, ``tokens_per_expert``, ``expert_counts`` and ``counts``. With a ``physical_to_logical_map``
+  beside it the counts are those of physical experts.
 - JSON Lines of such objects, which are added up; with ``layer``, ``layer_id`` or ``layer_idx`` a line is one layer.
 - What ``save_loads`` writes.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from moegate.trace.importers.building import PLAUSIBLE_EXPERTS, loads_of
@@ -24,9 +26,14 @@ from moegate.trace.loads import Loads
 
 __all__ = ["read_counts", "recognises_counts"]
 
-COUNTS = ("logical_count", "expert_load", "logical_load", "expert_load_window", "global_expert_load", "load")
+COUNTS = (
+    *("logical_count", "expert_load", "logical_load", "expert_load_window", "expert_load_pass", "global_expert_load"),
+    *("load", "num_tokens_per_expert", "tokens_per_expert", "expert_counts", "counts"),
+)
 LAYER = ("layer", "layer_id", "layer_idx")
 TABLE = "physical_to_logical_map"
+OWN = {"layers", "num_experts", "load", "metadata"}
+_EXPERT = re.compile(r"(?:expert[ _.-]?)?([0-9]{1,9})")
 
 
 def recognises_counts(_: Path, head: bytes) -> bool:
@@ -38,7 +45,10 @@ def read_counts(path: Path, hints: Hints) -> Loads:
     """Loads of any of these forms."""
     total: dict[str, dict[int, float]] = {}
     complete = False
-    for where, value in json_values(path):
+    values = list(json_values(path))
+    if len(values) == 1 and isinstance(values[0][1], dict) and set(values[0][1]) == OWN:
+        return _own(values[0][1], path)
+    for where, value in values:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected an object of counts, got {type(value).__name__}.")
         for layer, counts in _layers(value, where):
@@ -51,6 +61,25 @@ def read_counts(path: Path, hints: Hints) -> Loads:
         # A vector has an entry for every expert, so that its length says how many there are.
         hints = Hints(num_experts=max(max(row, default=0) for row in total.values()) + 1)
     return loads_of(_in_order(total), path, "counts", hints)
+
+
+def _own(value: dict[str, Any], path: Path) -> Loads:
+    """What ``save_loads`` has written, as it was."""
+    if not all(isinstance(value[name], list) for name in ("layers", "num_experts", "load")):
+        raise ValueError(f"{path} is damaged: its layers, num_experts and load are lists in a file of loads.")
+    array = _numbers(value["load"], f"{path}, load")
+    width = max((size for size in value["num_experts"] if type(size) is int), default=0)
+    load_LE = torch.from_numpy(array.reshape(len(array), -1) if array.size else np.zeros((len(array), width)))
+    whole = all(type(count) is int for row in value["load"] if isinstance(row, list) for count in row)
+    try:
+        return Loads(
+            load_LE.to(torch.int64) if whole else load_LE,
+            layers=tuple(value["layers"]),
+            num_experts=tuple(value["num_experts"]),
+            metadata=value["metadata"],
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _layers(value: dict[str, Any], where: str) -> Iterator[tuple[str, NDArray[Any] | Mapping[int, float]]]:
@@ -80,10 +109,12 @@ def _of_layer(counts: object, where: str) -> NDArray[Any] | dict[int, float]:
         vector = _numbers(counts, where)
         if vector.ndim == 1:
             return vector
-    if isinstance(counts, dict) and all(re.fullmatch(r"[0-9]{1,9}", expert) for expert in counts):
-        values = _numbers(list(counts.values()), where)
-        if values.ndim == 1:
-            return dict(zip(map(int, counts), values.tolist(), strict=True))
+    if isinstance(counts, dict):
+        found = [_EXPERT.fullmatch(expert) for expert in counts]
+        experts = [int(match[1]) for match in found if match]
+        values = _numbers(list(counts.values()), where) if len(experts) == len(counts) else np.zeros((0, 0))
+        if values.ndim == 1 and len(set(experts)) == len(counts):
+            return dict(zip(experts, values.tolist(), strict=True))
     raise ValueError(f"{where}: expected counts by expert, {{expert: count}} or a list, in numbers.")
 
 

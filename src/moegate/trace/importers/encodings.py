@@ -2,12 +2,14 @@
 
 - vLLM's HTTP server: base64 of a .npy file, or nested lists.
 - SGLang: base64 of the bare numbers, int32 ``(token, layer, top_k)``; the shape is not said.
-- NeMo-RL: ``nrlre1:<dtype>:<tokens>x<layers>x<top_k>:<base64>``.
+- NeMo-RL: ``nrlre1:<dtype>:<tokens>x<layers>x<top_k>:<base64>``; the sizes are also taken with commas, and the type as
+  NumPy or torch spell it.
 """
 
 import base64
 import binascii
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ def _from_lists(value: list[Any], where: str) -> NDArray[Any]:
 
 def _from_envelope(value: str, where: str) -> NDArray[Any]:
     parts = value.split(":", 3)
-    sizes = parts[2].split("x") if len(parts) == 4 else []
+    sizes = re.split("[x,]", parts[2].strip("()[]").replace(" ", "")) if len(parts) == 4 else []
     if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and len(size) < 16 for size in sizes):
         raise ValueError(
             f"{where}: the envelope {value[:40]!r} is not nrlre1:<dtype>:<tokens>x<layers>x<top_k>:<base64>."
@@ -101,7 +103,10 @@ def _from_base64(text: str, where: str) -> bytes:
 
 
 def _integers(name: str, where: str) -> np.dtype[Any]:
-    if name not in _INTEGERS:
-        raise ValueError(f"{where}: the type {name[:40]!r} is none of {', '.join(_INTEGERS)}.")
-    little_endian: np.dtype[Any] = np.dtype(name).newbyteorder("<")
-    return little_endian
+    short = name.removeprefix("torch.")
+    if short in _INTEGERS:
+        little_endian: np.dtype[Any] = np.dtype(short).newbyteorder("<")
+        return little_endian
+    if re.fullmatch("[<>|=]?[iu][1248]", short):
+        return np.dtype(short)
+    raise ValueError(f"{where}: the type {name[:40]!r} is none of {', '.join(_INTEGERS)}.")

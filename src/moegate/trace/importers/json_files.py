@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moegate.trace.json_objects import without_twins
+
 __all__ = ["json_values"]
 
 
@@ -15,7 +17,7 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _lines(path, text)
         return
     try:
-        yield str(path), json.loads(text)
+        yield str(path), json.loads(text, object_pairs_hook=without_twins)
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:
@@ -28,7 +30,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = json.loads(line, object_pairs_hook=without_twins)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is no JSON, or it is cut: {error}.") from None
             yield f"{path}, line {number}", value

@@ -4,7 +4,8 @@
   is not said, so that only loads can be read.
 - The tracer of okuvshynov: a line ``layer_id,"e1 e2 ..."`` for each token in each layer, which is a trace.
 
-The names of the columns, if there are any, may differ; the order is layer, then expert or experts.
+The names of the columns, if there are any, may differ; the order is layer, then expert or experts. Semicolons and tabs
+are taken for commas, and commas between the experts of a quoted cell for spaces.
 """
 
 import csv
@@ -23,8 +24,9 @@ from moegate.trace.trace import Trace
 
 __all__ = ["read_activations", "read_tokens", "recognises_activations", "recognises_tokens"]
 
+_HEAD = 4096
 _ACTIVATION = re.compile(rb"^\s*\d+\s*[,;\t]\s*\d+\s*$")
-_TOKEN = re.compile(rb"^\s*\d+\s*[,;\t]\s*\"?\s*\d+( +\d+)+\s*\"?\s*$")
+_TOKEN = re.compile(rb"^\s*\d+\s*[,;\t]\s*(\d+( +\d+)+|\"\s*\d+([, ]+\d+)*\s*\")\s*$")
 
 
 def recognises_activations(_: Path, head: bytes) -> bool:
@@ -93,7 +95,7 @@ def _rows(path: Path) -> Iterator[tuple[str, int, list[int]]]:
     """Where a line is, its layer and its experts; a first line of names is left out."""
     with path.open(encoding="utf-8-sig", newline="") as lines:
         try:
-            for number, row in enumerate(csv.reader(lines), start=1):
+            for number, row in enumerate(csv.reader(lines, delimiter=_delimiter(path), skipinitialspace=True), start=1):
                 cells = [cell.strip() for cell in row]
                 if not any(cells) or (number == 1 and not cells[0].isdigit()):
                     continue
@@ -103,7 +105,7 @@ def _rows(path: Path) -> Iterator[tuple[str, int, list[int]]]:
 
 
 def _numbers(path: Path, number: int, cells: list[str]) -> tuple[int, list[int]]:
-    layer, experts = cells[0], cells[1].split() if len(cells) == 2 else []
+    layer, experts = cells[0], cells[1].replace(",", " ").split() if len(cells) == 2 else []
     # Ten digits hold no layer and no expert, and a long number takes Python long to read.
     if not experts or not all(cell.isascii() and cell.isdigit() and len(cell) < 10 for cell in (layer, *experts)):
         raise ValueError(
@@ -111,6 +113,13 @@ def _numbers(path: Path, number: int, cells: list[str]) -> tuple[int, list[int]]
             "in whole numbers from 0."
         )
     return int(layer), [int(expert) for expert in experts]
+
+
+def _delimiter(path: Path) -> str:
+    """What stands behind the first number of the first line that begins with one."""
+    with path.open("rb") as lines:
+        found = (re.match(rb"\s*\d+\s*([,;\t])", line) for line in lines.readlines(_HEAD))
+        return next((match[1].decode() for match in found if match), ",")
 
 
 def _second_line(head: bytes, pattern: re.Pattern[bytes]) -> bool:

@@ -3,7 +3,8 @@
 - vLLM: ``choices[].routed_experts``, and ``prompt_routed_experts`` of the request; in later engines one array of all
   tokens but the last.
 - TensorRT-LLM: ``routed_experts`` of a completion, all tokens but the last.
-- SGLang: ``meta_info.routed_experts``, or ``sglext.routed_experts`` in its OpenAI-style answers.
+- SGLang: ``meta_info.routed_experts``, or ``sglext.routed_experts`` in its OpenAI-style answers; or its base64 text
+  alone, a line a sequence.
 - NeMo-RL: an envelope, in a field ``routed_experts`` or as the whole text.
 
 Names of fields differ between versions. The token ids are taken from ``prompt_token_ids`` and the first of
@@ -11,6 +12,7 @@ Names of fields differ between versions. The token ids are taken from ``prompt_t
 """
 
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,15 @@ __all__ = ["read_responses", "recognises_responses"]
 ROUTED = "routed_experts"
 PROMPT = "prompt_routed_experts"
 COMPLETION_IDS = ("token_ids", "completion_token_ids", "output_token_ids", "output_ids")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{16,}={0,2}")
+_START = 4096
 _INHERITED = (PROMPT, "prompt_token_ids", *COMPLETION_IDS, "prompt_tokens", "completion_tokens")
 
 
 def recognises_responses(path: Path, head: bytes) -> bool:
-    """Whether a file is an envelope, nested lists of numbers, or JSON with a field ``routed_experts``."""
+    """Whether a file is an envelope, base64, nested lists of numbers, or JSON with a field ``routed_experts``."""
     start = b"".join(head.removeprefix(b"\xef\xbb\xbf").split())
-    if start.startswith((ENVELOPE.encode(), b'"' + ENVELOPE.encode(), b"[[[")):
+    if start.startswith((ENVELOPE.encode(), b'"' + ENVELOPE.encode(), b"[[[")) or _is_base64(head):
         return True
     if not start.startswith((b"{", b"[")):
         return False
@@ -56,12 +60,18 @@ def read_responses(path: Path, hints: Hints) -> Trace:
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as stream:
-        bare = stream.read(len(ENVELOPE)) == ENVELOPE.encode()
-    if bare:
+        start = stream.read(_START)
+    if not start.startswith(b'"') and (start.startswith(ENVELOPE.encode()) or _is_base64(start)):
         for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").split(), start=1):
             yield f"{path}, line {number}", line
     else:
         yield from json_values(path)
+
+
+def _is_base64(head: bytes) -> bool:
+    """Whether the first line is base64 and nothing else, or a string in JSON of it."""
+    first, _, _ = head.partition(b"\n")
+    return bool(_BASE64.fullmatch(first.strip().strip(b'"')))
 
 
 def _found(value: Any, where: str, around: Mapping[str, Any], hints: Hints) -> Iterator[Document]:
