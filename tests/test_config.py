@@ -216,6 +216,10 @@ def test_every_alias_means_the_same(name: str) -> None:
         assert from_config({**names, alias: value}) == expected
 
 
+def test_phimoe_goes_to_two_experts_whatever_its_configuration_says() -> None:
+    assert from_config({"model_type": "phimoe", "num_experts_per_tok": 3}) == moegate.recipes.phimoe(2)
+
+
 def test_the_noise_of_phimoe_is_not_its_jitter() -> None:
     names = {"model_type": "phimoe", "num_experts_per_tok": 2, "router_jitter_noise": 0.02}
     assert from_config(names) == moegate.recipes.phimoe(epsilon=0.02)

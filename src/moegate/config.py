@@ -258,7 +258,13 @@ def _selection(names: Mapping[str, Any], values: Mapping[str, Any]) -> Selection
     score = {None: _group_score_of(names), "noaux_tc": "top2_sum", "group_limited_greedy": "max"}
     if method not in score:
         raise ValueError(f"Unknown topk_method {method!r}.{did_you_mean(str(method), [key for key in score if key])}")
-    return GroupedTopK(top_k, num_groups=num_groups, groups_kept=kept, group_score=score[method])
+    return GroupedTopK(
+        top_k,
+        num_groups=num_groups,
+        groups_kept=kept,
+        group_score=score[method],
+        dropped_score=names.get("dropped_score"),
+    )
 
 
 def _group_score_of(names: Mapping[str, Any]) -> str:

@@ -73,6 +73,7 @@ def match(rule: RoutingRule, training: bool = False) -> Fused | Composed:
 def _why_composed(rule: RoutingRule, training: bool) -> str | None:
     """What, beside the selection, the kernel does not do."""
     weighting, adds_to_scores = rule.weighting, type(rule.score) is not SoftmaxSelected
+    selection = rule.selection
     obstacles = (
         (type(rule.score) not in _SCORES, f"{type(rule.score).__name__} scores have no kernel"),
         (
@@ -94,6 +95,10 @@ def _why_composed(rule: RoutingRule, training: bool) -> str | None:
         (
             weighting.renormalize and (weighting.order != 1.0 or weighting.floor > 0.0),
             "the kernel divides by the plain sum",
+        ),
+        (
+            isinstance(selection, GroupedTopK) and selection.dropped_score is not None,
+            "the kernel excludes the experts of dropped groups",
         ),
         (
             rule.extra is not None and rule.extra.num_shared > 0,

@@ -21,7 +21,8 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     "afmoe": _SIGMOID_RENORMALIZED,
     "aria_text": _SOFTMAX_RENORMALIZED,
     "axk1": _SIGMOID_GROUPED,
-    "axk2": _SIGMOID_GROUPED,
+    # What its code puts in the place of the scores of dropped groups.
+    "axk2": _SIGMOID_GROUPED | {"dropped_score": 0.0},
     "bailing_hybrid": _SIGMOID_GROUPED,
     "beam": _SIGMOID_GROUPED,
     "cohere2_moe": {},
@@ -80,7 +81,8 @@ MODEL_TYPES: dict[str, dict[str, Any]] = {
     | {"num_experts_per_tok": 2, "selection": "second_choice", "capacity": "nllb", "moe_norm_min": 2.0**-23},
     "olmoe": _SOFTMAX,
     "openai_privacy_filter": _SOFTMAX_SELECTED,
-    "phimoe": {"selection": "sparse_mixer", "scoring_func": "softmax", "norm_topk_prob": False},
+    # Its code has two rounds, whatever the configuration says.
+    "phimoe": _SOFTMAX_PLAIN | {"num_experts_per_tok": 2, "selection": "sparse_mixer"},
     "qwen2_moe": _SOFTMAX,
     "qwen3_5_moe_text": _SOFTMAX_RENORMALIZED,
     "qwen3_moe": _SOFTMAX,

@@ -173,6 +173,7 @@ def test_with_other_settings(name, top_k, wanted):
         ("longcat_flash", {"moe_topk": 3, "routed_scaling_factor": 1.7}),
         ("muse_spark", {"output_multiplier": 3.0}),
         ("phimoe", {"router_jitter_noise": 0.4}),
+        ("phimoe", {"num_experts_per_tok": 3, "router_jitter_noise": 0.4}),
         ("unlimited_ocr", {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
     ],
     ids=str,
@@ -192,6 +193,24 @@ def test_with_settings_of_its_own(name, changes):
         "router_bias",
     }:
         assert layer.rule != default.rule
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_axk2_ranks_the_experts_of_dropped_groups_by_nothing(training):
+    # So low a bias puts every expert of a kept group behind them: both are taken, and which is no matter of ties.
+    model = tiny_model("axk2", n_group=4, topk_group=3, num_experts_per_tok=6).train(training)
+    layers = moe_layers(model)
+    for layer in layers:
+        layer.bias.sub_(2.0)
+    with watched(layers) as calls, torch.no_grad():
+        model(**tiny_inputs("axk2"))
+    for layer, (seen,) in zip(layers, calls, strict=True):
+        logits = gate_logits(layer, *seen.args)
+        assert_same(layer, seen, routed(layer, logits, seen), "axk2")
+        biased = (logits.sigmoid() + layer.bias).unflatten(-1, (4, 2))
+        dropped = 2 * biased.sum(-1).argmin(-1, keepdim=True)
+        assert (~seen.weights.gather(-1, torch.cat([dropped, dropped + 1], dim=-1)).isnan()).all()
+        assert moegate.RoutingRule.from_config(layer.config) == layer.rule
 
 
 def near_nothing(module, args, kwargs):

@@ -1,5 +1,8 @@
 """Grouped top-k: the published sizes, and what is refused. Brute force is in the tests of the contract (rule 4)."""
 
+from dataclasses import replace
+from math import isnan
+
 import pytest
 import torch
 
@@ -29,6 +32,41 @@ def test_the_reference_code_of_deepseek_v3_agrees() -> None:
     expected = masked.topk(6, dim=-1).indices
     index = moegate.route(logits, moegate.recipes.deepseek_v3(6), bias=bias).expert_index
     assert index.equal(expected)
+
+
+@pytest.mark.parametrize("dropped_score", [0.0, -0.25, 0.5])
+def test_dropped_groups_with_a_score_of_their_own(dropped_score: float) -> None:
+    rule = moegate.RoutingRule(
+        GroupedTopK(5, num_groups=4, groups_kept=2, dropped_score=dropped_score), score=moegate.scoring.Sigmoid()
+    )
+    logits, bias = torch.randn(200, 8), torch.randn(8)
+    logits[3, 2], logits[4, :] = float("nan"), 0.0
+    routing = moegate.route(logits, rule, bias=bias)
+    inside = 0
+    for row, chosen, weights in zip(logits, routing.expert_index.tolist(), routing.weights, strict=True):
+        scores = (row.sigmoid() + bias).tolist()
+        scores = [float("-inf") if isnan(score) else score for score in scores]
+        groups = sorted(range(4), key=lambda group: (-(scores[2 * group] + scores[2 * group + 1]), group))
+        values = [
+            dropped_score if expert // 2 in groups[2:] and score > float("-inf") else score
+            for expert, score in enumerate(scores)
+        ]
+        assert chosen == sorted(range(8), key=lambda expert: (-values[expert], expert))[:5]
+        inside += all(expert // 2 in groups[:2] for expert in chosen)
+        if not row.isnan().any():
+            torch.testing.assert_close(weights, row.sigmoid()[chosen], rtol=1e-6, atol=0.0)
+    assert inside < 200
+    assert moegate.RoutingRule.from_json(rule.to_json()) == rule
+
+
+def test_a_dropped_score_lets_more_experts_be_chosen_than_there_are_in_the_kept_groups() -> None:
+    rule = moegate.RoutingRule(GroupedTopK(5, num_groups=4, groups_kept=2, dropped_score=0.0))
+    assert moegate.route(torch.zeros(1, 8), rule).expert_index.tolist() == [[0, 1, 2, 3, 4]]
+    with pytest.raises(ValueError, match="top_k=9 exceeds the 8 experts"):
+        moegate.route(torch.zeros(1, 8), rule.replace(selection=replace(rule.selection, top_k=9)))
+    with pytest.raises(TypeError, match="dropped_score"):
+        GroupedTopK(5, dropped_score="0")  # type: ignore[arg-type]
+    assert moegate.fusion.match(rule).reason == "the kernel excludes the experts of dropped groups"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def gate_call(rule: RoutingRule, num_experts: int, *, biased: bool, hashed: bool
         'y, expert_idx, _ = torch_npu.npu_moe_gating_top_k_softmax_v2(logits, k=4, renorm=1)'
     """
     selection, kind, weighting = rule.selection, rule.score.kind, rule.weighting
-    if not isinstance(selection, TopK | GroupedTopK):
+    if not isinstance(selection, TopK | GroupedTopK) or getattr(selection, "dropped_score", None) is not None:
         return None
     plain = isinstance(selection, TopK) and not (biased or hashed)
     if plain and (kind == "softmax_selected" or (kind == "softmax" and not weighting.renormalize)):

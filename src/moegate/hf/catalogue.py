@@ -18,7 +18,8 @@ class Entry:
         family: the folder of its modelling code in transformers.
         block: its class.
         model_type: that of the configuration that it reads.
-        rule: the rule of the family's default configuration, with one choice per token; None where there is none.
+        rule: the rule of the family's default configuration, with one choice per token unless its code fixes
+            the number; None where there is none.
         no_rule: why there is none; empty where there is one.
         bias: where the selection bias lives: a path from the block; empty without one.
         special: what is special, in words.
@@ -46,7 +47,7 @@ def catalogue() -> list[Entry]:
 
     Example:
         >>> next(entry for entry in catalogue() if entry.family == "phimoe").rule.selection
-        SparseMixer(top_k=1)
+        SparseMixer(top_k=2)
     """
     return [_entry(family, row) for family, rows in sorted(FAMILIES.items()) for row in rows]
 

@@ -49,8 +49,8 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
         _deepseek_v3(
             "AXK2MoE",
             "axk2",
-            special="an expert of a dropped group has the score 0, so that it goes before a chosen one whose biased "
-            "score is negative",
+            special="an expert of a dropped group has the score 0, so that it goes before one of a kept group whose "
+            "biased score is negative",
         ),
     ),
     "bailing_hybrid": (_deepseek_v3("BailingHybridMoE", "bailing_hybrid"),),
@@ -279,8 +279,10 @@ FAMILIES: dict[str, tuple[Block, ...]] = {
             "PhimoeSparseMoeBlock",
             "phimoe",
             gate="router",
-            special="SparseMixer: training draws the experts; if input_jitter_noise is, training puts a noise on what "
-            "the block reads, experts included, and the router another one",
+            rule={"num_experts_per_tok": 2},
+            special="SparseMixer: two experts, whatever the configuration says, which training draws; if "
+            "input_jitter_noise is, training puts a noise on what the block reads, experts included, and the router "
+            "another one",
         ),
     ),
     "qwen2_moe": (Block("Qwen2MoeSparseMoeBlock", "qwen2_moe", shared="shared_expert"),),

@@ -103,7 +103,9 @@ class MoELayer:
 
     @property
     def top_k(self) -> int:
-        """``K``, as the model routes now: the gate's own number where it keeps one."""
+        """``K``, as the model routes now: the gate's own number, unless the family's code fixes another."""
+        if type(fixed := self.row.rule.get("num_experts_per_tok")) is int:
+            return fixed
         for path in (self.row.gate, ""):
             module = self.block if not path else self.gate
             if type(top_k := getattr(module, "top_k", None)) is int:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from moegate.ops.ordered_topk import ordered_topk
-from moegate.parts import check_choice, check_positive_integer
-from moegate.selection.candidates import Candidates, Selected, Selection
+from moegate.parts import check_choice, check_number, check_positive_integer
+from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
 
 
 @dataclass(frozen=True, repr=False)
@@ -17,8 +17,11 @@ class GroupedTopK(Selection):
 
     A group stands for a device or a node, so that a token travels to few of them. ``group_score`` is ``"max"``
     (device-limited routing, DeepSeek-V2, arXiv 2405.04434) or ``"top2_sum"`` (node-limited, DeepSeek-V3,
-    arXiv 2412.19437), where two equal maxima count twice. Experts of dropped groups are excluded; they are never
-    chosen, whatever the scores. A NaN counts as ``-inf`` in the score of its group.
+    arXiv 2412.19437), where two equal maxima count twice. A NaN counts as ``-inf`` in the score of its group.
+
+    Experts of dropped groups are excluded; they are never chosen, whatever the scores. A model that was made with
+    them at a score of its own says so by ``dropped_score``: A.X K2 ranks them by 0, so that one of them goes before an
+    expert of a kept group whose biased score is negative. Among themselves the lowest index goes first.
 
     Example:
         >>> import torch, moegate
@@ -32,11 +35,14 @@ class GroupedTopK(Selection):
     num_groups: int = 8
     groups_kept: int = 4
     group_score: str = "top2_sum"
+    dropped_score: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("top_k", "num_groups", "groups_kept"):
             check_positive_integer(name, getattr(self, name))
         check_choice("group_score", self.group_score, ("max", "top2_sum"))
+        if self.dropped_score is not None:
+            check_number("dropped_score", self.dropped_score)
         if self.groups_kept > self.num_groups:
             raise ValueError(
                 f"groups_kept={self.groups_kept} exceeds num_groups={self.num_groups}: keep at most all of them."
@@ -54,7 +60,9 @@ class GroupedTopK(Selection):
                 f"group_score='top2_sum' needs groups of at least 2 experts; {num_experts} experts in "
                 f"{self.num_groups} groups have {group_size}. Use group_score='max' or fewer groups."
             )
-        if self.top_k > self.groups_kept * group_size:
+        if self.dropped_score is not None:
+            check_top_k(self.top_k, num_experts)
+        elif self.top_k > self.groups_kept * group_size:
             raise ValueError(
                 f"top_k={self.top_k} exceeds the {self.groups_kept * group_size} experts left in "
                 f"{self.groups_kept} kept groups of {group_size}."
@@ -67,7 +75,12 @@ class GroupedTopK(Selection):
         dropped_TG = dropped_TG.scatter(-1, ordered_topk(group_TG, self.groups_kept), False)
         group_size = candidates.ranking.shape[-1] // self.num_groups
         dropped_TE = dropped_TG.repeat_interleave(group_size, dim=-1)
-        return Selected(ordered_topk(candidates.ranking, self.top_k, excluded=dropped_TE), excluded=dropped_TE)
+        if self.dropped_score is None:
+            return Selected(ordered_topk(candidates.ranking, self.top_k, excluded=dropped_TE), excluded=dropped_TE)
+        scores_TE = candidates.selection_scores
+        # A NaN still ranks last, and what -inf masks is as far as ever.
+        lifted_TE = dropped_TE & (scores_TE > float("-inf"))
+        return Selected(ordered_topk(scores_TE.masked_fill(lifted_TE, self.dropped_score), self.top_k))
 
     def _group_scores(self, candidates: Candidates) -> Tensor:
         # The maximum may be taken of the logits, like the ranking itself; a sum has to be one of scores.
