@@ -216,6 +216,12 @@ def test_every_alias_means_the_same(name: str) -> None:
         assert from_config({**names, alias: value}) == expected
 
 
+@pytest.mark.parametrize("fraction", ["half", True, [0.5], float("nan")])
+def test_the_places_of_nllb_in_evaluation_are_a_number(fraction: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="moe_eval_capacity_token_fraction must be a"):
+        from_config({"model_type": "nllb-moe", "num_experts": 8, "moe_eval_capacity_token_fraction": fraction})
+
+
 def test_phimoe_goes_to_two_experts_whatever_its_configuration_says() -> None:
     assert from_config({"model_type": "phimoe", "num_experts_per_tok": 3}) == moegate.recipes.phimoe(2)
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,3 +216,11 @@ def test_hidden_states_that_do_not_fit(
 def test_sizes_that_are_none(make: Callable[[], Gate], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("length", ["3", 2.5, -1, float("nan")])
+def test_the_length_of_a_bias_is_a_number_of_classes(length: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="correction_bias must be"):
+        LinearGate(HIDDEN, EXPERTS, correction_bias=length)
+    assert LinearGate(HIDDEN, EXPERTS, correction_bias=EXPERTS + 1).e_score_correction_bias.shape == (EXPERTS + 1,)
+    assert LinearGate(HIDDEN, EXPERTS, correction_bias=False).e_score_correction_bias is None

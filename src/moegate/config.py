@@ -316,6 +316,7 @@ def _capacity(names: Mapping[str, Any], values: Mapping[str, Any]) -> Capacity |
 def _capacity_of_nllb(names: Mapping[str, Any], values: Mapping[str, Any]) -> Capacity:
     """A fixed number of places, or twice the even share; in evaluation a fraction of the tokens."""
     places, fraction = values.get("expert_capacity"), values.get("moe_eval_capacity_token_fraction", 1.0)
+    check_number("moe_eval_capacity_token_fraction", fraction)
     return Capacity(
         1.0,
         multiple_of=1 if places else 2,

@@ -51,7 +51,7 @@ class Gate(nn.Module):
         self.hidden_size = hidden_size
         self.num_experts = num_experts
         self.float32 = float32
-        num_biased = num_experts if correction_bias is True else int(correction_bias)
+        num_biased = num_experts if correction_bias is True else correction_bias or 0
         check_integer("correction_bias", num_biased, least=0)
         bias_E = torch.zeros(num_biased, dtype=torch.float32) if num_biased else None
         self.register_buffer("e_score_correction_bias", bias_E)

@@ -153,7 +153,9 @@ def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_sc
     weights_TK = gated.weights
     if expert_scale_E is not None:
         weights_TK = _scaled_by_expert(weights_TK, expert_scale_E, gated.index)
-    routing = _without_nulls(rule, _routing(candidates, gated.index, gated.index, weights_TK))
+    routing = _routing(candidates, gated.index, gated.index, weights_TK)
+    if rule.extra is not None:
+        routing = _without_nulls(rule.extra, routing)
     return routing if rule.capacity is None else _without_overflow(routing, rule.capacity, candidates)
 
 
@@ -251,7 +253,8 @@ def _assigned(rule: RoutingRule, candidates: Candidates, index_TK: Tensor, assig
     """The routing to chosen classes, before any dropping."""
     shared_TS = candidates.shared_logits
     if shared_TS is None:
-        return _without_nulls(rule, _routing(candidates, index_TK, *assign(index_TK)))
+        routing = _routing(candidates, index_TK, *assign(index_TK))
+        return routing if rule.extra is None else _without_nulls(rule.extra, routing)
     # The shared experts stand behind the others, in slots that all real tokens fill.
     num_shared, mask_T = shared_TS.shape[1], candidates.token_mask
     shared_index_TS = torch.arange(num_shared, device=index_TK.device) + candidates.num_experts
@@ -263,11 +266,11 @@ def _assigned(rule: RoutingRule, candidates: Candidates, index_TK: Tensor, assig
     return replace(_routing(candidates, index_TK, index_TK, weights_TK), shared_weights=weights_TS)
 
 
-def _without_nulls(rule: RoutingRule, routing: Routing) -> Routing:
+def _without_nulls(extra: Extra, routing: Routing) -> Routing:
     """The routing with empty slots where a null class was chosen, and without a trace of these classes."""
-    if rule.extra is None or not rule.extra.num_null:
+    if not extra.num_null:
         return routing
-    num_experts = routing.num_experts - rule.extra.num_null
+    num_experts = routing.num_experts - extra.num_null
     null_TK = routing.expert_index >= num_experts
     scale_TE = routing.noise_scale
     return replace(
