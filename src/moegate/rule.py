@@ -80,10 +80,11 @@ class RoutingRule:
             self._check_extra(self.extra)
 
     def __hash__(self) -> int:
-        # Kept, because each call of route() looks its rule up in a table.
-        if "_hash" not in vars(self):
-            object.__setattr__(self, "_hash", hash(tuple(getattr(self, field.name) for field in fields(self))))
-        kept: int = vars(self)["_hash"]
+        # Kept, because each call of route() looks its rule up in two tables.
+        kept: int | None = self.__dict__.get("_hash")
+        if kept is None:
+            kept = hash(tuple(getattr(self, field.name) for field in fields(self)))
+            object.__setattr__(self, "_hash", kept)
         return kept
 
     def __getstate__(self) -> dict[str, Any]:
