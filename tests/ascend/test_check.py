@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,10 @@ def test_a_gate_without_an_operator() -> None:
     report = check_config(CONFIGS["relu"])
     assert (report.gates, report.moving, report.watches) == ((), (), ())
     assert gate_call(moegate.recipes.top_p(), 8, biased=False) is None
+    kept = moegate.recipes.deepseek_v3()
+    assert gate_call(kept, 256, biased=True) is not None
+    lifted = kept.replace(selection=replace(kept.selection, dropped_score=0.0))
+    assert gate_call(lifted, 256, biased=True) is None
     shown = run_check(CONFIGS["relu"])
     assert "No operator of Ascend computes this gate: ReLU()" in shown.stdout
 
