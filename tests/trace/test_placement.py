@@ -203,6 +203,8 @@ def test_files_of_each_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "replicas", "message"),
     [
+        (8, 1, "leave some of 8 devices without any.*at least 2 replicas"),
+        (999_999, 0, "at least 999993 replicas"),
         (0, 0, "num_devices is 0"),
         (2, -2, "num_replicas is -2"),
         (2, 8, "must be from 0 to 6"),
@@ -236,7 +238,7 @@ def best_uneven_peak(load: list[float], devices: int) -> float:
     )
 
 
-@pytest.mark.parametrize(("num_experts", "devices"), [(7, 3), (5, 4), (3, 4), (9, 2)])
+@pytest.mark.parametrize(("num_experts", "devices"), [(7, 3), (5, 4), (9, 2)])
 def test_uneven_placements_are_the_best_or_close_to_it(num_experts: int, devices: int) -> None:
     rows = [torch.rand(num_experts).mul(3).exp().tolist() for _ in range(4)]
     placement = place(loads_of(*rows), devices)

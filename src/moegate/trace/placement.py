@@ -204,6 +204,11 @@ def _check_devices(num_devices: int) -> None:
 def _check_replicas(num_experts: int, num_devices: int, num_replicas: int) -> None:
     if isinstance(num_replicas, bool) or not isinstance(num_replicas, int):
         raise TypeError(f"num_replicas must be a whole number, got {num_replicas!r}.")
+    if num_devices > num_experts + max(num_replicas, 0):
+        raise ValueError(
+            f"{num_experts} experts and {num_replicas} replicas leave some of {num_devices} devices without any: pass "
+            f"fewer devices, or at least {num_devices - num_experts} replicas."
+        )
     most = num_experts * (num_devices - 1)
     if not 0 <= num_replicas <= most:
         raise ValueError(
