@@ -471,6 +471,10 @@ def test_wrong_arguments(model, tmp_path):
         record(model, mode="statistics", path=tmp_path / "run.safetensors")
     with pytest.raises(FileNotFoundError, match="no folder"):
         record(model, path=tmp_path / "missing" / "run.safetensors")
+    with pytest.raises(TypeError, match="path must be the name of a file or None, got 3"):
+        record(model, path=3)
+    with pytest.raises(TypeError, match="memory_limit must be an integer, got '1 GiB'"):
+        record(model, memory_limit="1 GiB")
     other = tmp_path / "weights.safetensors"
     other.write_text("not a trace")
     with pytest.raises(ValueError, match="is no trace: it is not overwritten"):

@@ -235,8 +235,8 @@ def test_padding_is_routed_live_and_an_empty_slot_stays_empty(model):
 
 
 def test_other_layers_live(model):
-    trace, _ = traced(model, {"input_ids": tokens()})
     ids = tokens()
+    trace, _ = traced(model, {"input_ids": ids})
     with record(model) as plain, torch.no_grad():
         model(ids)
     first = trace.layers[0]
@@ -335,3 +335,28 @@ def test_wrong_arguments(model):
         pass
     with pytest.raises(ValueError, match="live names 'mlp'"), replay(model, trace, live=["mlp"]):
         pass
+
+
+def test_other_tokens_are_refused_but_for_padding(model):
+    ids, mask = tokens(), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    trace, _ = traced(model, {"input_ids": ids, "attention_mask": mask})
+    other = ids.clone()
+    other[1, 4] = 60
+    message = rf"its row 10 is token {int(ids[1, 4])}, and the model runs token 60 there \(1 of 12 differ\)"
+    with pytest.raises(ValueError, match=message), replay(model, trace):
+        model(other, attention_mask=mask)
+    with pytest.raises(ValueError, match="The trace is of other tokens"), replay(model, trace):
+        model(ids.flip(0), attention_mask=mask.flip(0))
+    padded = ids.clone()
+    padded[0, :2] = 61
+    embedded = model.get_input_embeddings()(other)
+    nameless = dataclasses.replace(trace, token_ids=None)
+    for one, inputs in (
+        (trace, {"input_ids": padded}),
+        (trace, {"inputs_embeds": embedded}),
+        (nameless, {"input_ids": other}),
+    ):
+        with replay(model, one) as running:
+            model(**inputs, attention_mask=mask)
+        assert running.row == 12

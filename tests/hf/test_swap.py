@@ -328,3 +328,59 @@ def test_what_is_recorded_is_what_the_swapped_experts_received():
     with swap(model), moegate.hf.record(model) as ours:
         bits(model, inputs)
     assert torch.equal(ours.indices.sort(dim=-1).values, own.indices.sort(dim=-1).values)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama4"])
+def test_the_number_of_experts_a_token_is_followed(name):
+    model, inputs = tiny_model(name), tiny_inputs(name)
+    before = bits(model, inputs)
+    with moegate.hf.at_top_k(model, 3):
+        expected = bits(model, inputs)
+    assert not torch.allclose(expected, before, atol=1e-4)
+    with swap(model):
+        twin = copy.deepcopy(model)
+        for one in (model, twin):
+            with moegate.hf.at_top_k(one, 3), moegate.hf.record(one) as recording:
+                assert torch.allclose(bits(one, inputs), expected, atol=1e-4)
+            assert (recording.indices >= 0).sum(dim=-1).eq(3).all()
+            assert torch.allclose(bits(one, inputs), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama4"])
+@pytest.mark.parametrize("rule", [moegate.recipes.mixtral(top_k=3), moegate.recipes.top_p(0.9)])
+def test_layers_have_the_rule_that_was_swapped_in(name, rule):
+    model, inputs = tiny_model(name), tiny_inputs(name)
+    seen = watch_gates(model)
+    with swap(model, router=rule):
+        assert {layer.rule for layer in moe_layers(model)} == {rule}
+        with moegate.hf.record(model) as recording:
+            values = bits(model, inputs)
+        for number, answer in enumerate(seen):
+            routing = moegate.route(answer[1] if name == "llama4" else answer[0], rule)
+            mine = recording.indices[:, number].sort(dim=-1, descending=True).values
+            theirs = routing.expert_index.sort(dim=-1, descending=True).values
+            width = min(mine.shape[1], theirs.shape[1])
+            assert torch.equal(mine[:, :width].long(), theirs[:, :width].long())
+            assert (mine[:, width:] == -1).all()
+            assert (theirs[:, width:] == -1).all()
+        assert recording.trace.metadata["rules"][0] == rule.to_dict()
+    assert rule not in {layer.rule for layer in moe_layers(model)}
+    assert not torch.equal(bits(model, inputs), values)
+
+
+def test_weights_of_a_replay_are_those_of_the_rule_that_was_swapped_in():
+    rule = moegate.RoutingRule(moegate.selection.TopK(3), moegate.scoring.Sigmoid())
+    model, other, inputs = tiny_model("mixtral"), tiny_model("mixtral", seed=1), tiny_inputs("mixtral")
+    with swap(other, router=rule), moegate.hf.record(other) as recording:
+        bits(other, inputs)
+    seen = watch_gates(model)
+    with (
+        swap(model, router=rule),
+        moegate.hf.record(model) as mine,
+        moegate.hf.replay(model, recording.trace) as running,
+    ):
+        bits(model, inputs)
+    assert running.num_changed
+    for number, (logits, _, _) in enumerate(seen):
+        index = recording.indices[:, number].long()
+        torch.testing.assert_close(mine.weights[:, number], logits.sigmoid().gather(1, index))

@@ -47,6 +47,7 @@ def close(ours, expected):
     return (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:With top_k=1 the one weight")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("sizes", [(4, 2, 1), (4, 1, 1), (1, 1, 1), (8, 4, 2), (12, 3, 3)])
 @pytest.mark.parametrize("family", TARGETS)
@@ -254,3 +255,11 @@ def test_a_real_model(tmp_path):
     with swap(again):
         answer = again.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), max_new_tokens=1, do_sample=False)
     assert answer[0, -1] == 7042  # " Paris"
+
+
+def test_one_expert_a_token_is_warned_of():
+    with pytest.warns(UserWarning, match="With top_k=1 the one weight of a token is 1"):
+        sparse = upcycle(dense_model("Llama"), num_experts=4, top_k=1)
+    sparse(torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    layer = sparse.model.layers[0].mlp
+    assert layer.gate.weight.grad.abs().max() < 1e-5 * layer.experts.down_proj.grad.abs().max()

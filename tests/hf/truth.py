@@ -100,7 +100,23 @@ def _switch(truth: Truth, path: str, module: nn.Module) -> None:
 
 
 def _nllb(truth: Truth, path: str, module: nn.Module) -> None:
-    truth.before(module, lambda hidden, mask, weights: truth.calls[_block(path)].append(Call(weights.detach().clone())))
+    """Slot by slot as the experts' own loop goes, and with a look at which of them run."""
+
+    def begin(hidden: Tensor, numbers: Tensor, weights: Tensor) -> None:
+        dense = torch.zeros(len(hidden), module.num_experts)
+        for token, slot in weights.nonzero().tolist():
+            dense[token, int(numbers[token, slot])] += weights[token, slot].item()
+        truth.calls[_block(path)].append(Call(dense))
+        ran.clear()
+
+    def end(args: Any, output: Any) -> None:
+        assert set(truth.calls[_block(path)][-1].dense.nonzero()[:, 1].tolist()) <= ran
+
+    ran: set[int] = set()
+    truth.before(module, begin)
+    truth.after(module, end)
+    for number in range(module.num_experts):
+        truth.before(module[f"expert_{number}"], lambda hidden, number=number: ran.add(number))
 
 
 def _jetmoe(truth: Truth, path: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -75,12 +75,20 @@ class Pass:
         """The arguments by name."""
         if not self.args or self.module is None:
             return self.kwargs
-        return dict(zip(inspect.signature(self.module.forward).parameters, self.args, strict=False)) | dict(self.kwargs)
+        forward = self.module.forward
+        names = _parameter_names(getattr(forward, "__func__", forward))[inspect.ismethod(forward) :]
+        return dict(zip(names, self.args, strict=False)) | dict(self.kwargs)
 
     @cached_property
     def rows(self) -> TokenRows | None:
         """The tokens that it sees; None where its inputs don't say."""
         return token_rows(self)
+
+
+@lru_cache(maxsize=256)
+def _parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Of a function, ``self`` included; remembered, because it is asked for in every forward."""
+    return tuple(inspect.signature(function).parameters)
 
 
 class _Running(threading.local):

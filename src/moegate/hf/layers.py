@@ -103,7 +103,12 @@ class MoELayer:
 
     @property
     def top_k(self) -> int:
-        """``K``, as the model routes now: the gate's own number, unless the family's code fixes another."""
+        """``K``, as the model routes now: the gate's own number, unless the family's code fixes another.
+
+        A rule that was swapped in has its own; ``E`` where it does not fix how many.
+        """
+        if (rule := self._other_rule()) is not None:
+            return int(getattr(rule.selection, "top_k", self.num_experts))
         if type(fixed := self.row.rule.get("num_experts_per_tok")) is int:
             return fixed
         for path in (self.row.gate, ""):
@@ -117,7 +122,10 @@ class MoELayer:
         """The rule by which the experts are chosen and weighted; a ``ValueError`` says why there is none.
 
         Its weights are those that the experts receive: a factor that the block puts on what they return is left out.
+        Where ``swap`` has put another rule in the place of the model's own, it is that one.
         """
+        if (other := self._other_rule()) is not None:
+            return other
         if self.row.no_rule:
             raise ValueError(f"{self.name} ({self.row.name}) has no rule: {self.row.no_rule}.")
         rule = read_rule(self.row, self.config.to_dict(), self.top_k, self.num_experts)
@@ -125,6 +133,13 @@ class MoELayer:
             after = float(_part(self.block, self.row.scaled_after))
             rule = rule.replace(weighting=replace(rule.weighting, scale=rule.weighting.scale / after))
         return rule if self.hash_table is None else rule.replace(selection=Hash(top_k=self.top_k))
+
+    def _other_rule(self) -> RoutingRule | None:
+        """What ``swap`` has the gate route by in place of the model's own rule; None where it routes by its own."""
+        gate = None if self.row.gate is None else _part(self.block, self.row.gate)
+        router: Any = getattr(gate, "moegate_router", None)
+        rule: RoutingRule | None = None if router is None or router.is_own else router.rule
+        return rule
 
     def _tensor(self, path: str | None) -> Tensor | None:
         tensor = None if path is None else _part(self.block, path)

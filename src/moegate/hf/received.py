@@ -127,10 +127,18 @@ def _one_hot(layer: MoELayer, see: See) -> Handles:
 
 
 def _probabilities(layer: MoELayer, see: See) -> Handles:
-    """NLLB: ``experts(hidden, first [T, E] of 0 and 1, probabilities [T, E])``, 0 for all but the two chosen ones."""
+    """NLLB: ``experts(hidden, numbers [T, E], probabilities [T, E])``, with a probability for the two chosen ones.
+
+    In transformers 5.23 the numbers are the mask of the first choice, so that the experts 1 and 0 run, whichever two
+    the router chose.
+    """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        see(_chosen(three_arguments(module, args, kwargs)[2], 2))
+        _, number_TE, weights_TE = three_arguments(module, args, kwargs)
+        weights_TE, column_TE = weights_TE.sort(dim=-1, descending=True, stable=True)
+        weights_TK = weights_TE[:, :2]
+        index_TK = number_TE.gather(-1, column_TE[:, :2])
+        see(Received(index_TK.masked_fill(weights_TK == 0, EMPTY), weights_TK))
 
     return Handles(layer.experts.register_forward_pre_hook(hook, with_kwargs=True))
 

@@ -17,6 +17,7 @@ from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.received import Handles, watch, watch_logits
 from moegate.hf.statistics import Counter, Statistics
 from moegate.hf.trace_rows import RowMaker, column_types
+from moegate.parts import check_integer
 from moegate.trace.file import check_output, described, load
 from moegate.trace.trace import Trace
 from moegate.trace.writer import Columns, Kind
@@ -50,7 +51,8 @@ def record(
 
     Raises:
         ValueError: the model has no MoE layers, ``mode`` is unknown, or at ``path`` there is a file that is no trace.
-        TypeError: ``model`` is no module, or ``dtype`` is not floating point.
+        TypeError: ``model`` is no module, ``dtype`` is not floating point, ``path`` no path or ``memory_limit`` no
+            integer.
 
     Example:
         >>> from transformers import MixtralConfig, MixtralForCausalLM
@@ -67,6 +69,9 @@ def record(
         raise ValueError(f"mode must be {' or '.join(map(repr, MODES))}, got {mode!r}.")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}.")
+    if not isinstance(path, str | Path | None):
+        raise TypeError(f"path must be the name of a file or None, got {path!r:.200}.")
+    check_integer("memory_limit", memory_limit, least=0)
     layers = moe_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no MoE layers of a known family: there is nothing to record.")

@@ -38,8 +38,9 @@ def replay(model: nn.Module, trace: Trace, live: Collection[str] = ()) -> Iterat
         live: names of layers that keep routing by themselves.
 
     Raises:
-        ValueError: the trace does not fit: other layers, experts, slots, numbers of tokens, or calls, more calls than
-            the trace has, or rows that are left at the end. Or a layer is of a family that can't be replayed.
+        ValueError: the trace does not fit: other layers, experts, slots, tokens, numbers of tokens, or calls, more
+            calls than the trace has, or rows that are left at the end. Or a layer is of a family that can't be
+            replayed.
         TypeError: ``model`` is no module, or ``trace`` no trace.
 
     Example:
@@ -182,6 +183,7 @@ class Replay:
         place.times[number] += 1
         if key not in place.starts:
             place.starts[key] = self._take(size)
+            self._check_tokens(one, place.starts[key], size)
         self._follower.add(one, number, live)
         start = place.starts[key]
         recorded_NK = self._trace.indices[start : start + size, self._columns[number]]
@@ -205,6 +207,24 @@ class Replay:
                 raise ValueError(f"Call {first} of the trace has {count} rows, and the model runs more tokens in it.")
         self.row += size
         return start
+
+    def _check_tokens(self, one: Pass, start: int, size: int) -> None:
+        """Raises where the caller gives other tokens than the trace was recorded of.
+
+        Tokens that ``generate()`` has sampled itself may be others; so may padding, and what either side calls unknown.
+        """
+        recorded, rows = self._trace.token_ids, one.rows
+        if recorded is None or rows is None or rows.token_ids is None or rows.num_rows != size or rows.decodes:
+            return
+        recorded_N, given_N = recorded[start : start + size], rows.token_ids.reshape(-1).cpu()
+        other_N = (recorded_N != given_N) & (recorded_N >= 0) & self._real[start : start + size]
+        if bool(other_N.any()):
+            row = int(other_N.nonzero()[0])
+            raise ValueError(
+                f"The trace is of other tokens: its row {start + row} is token {int(recorded_N[row])}, and the model "
+                f"runs token {int(given_N[row])} there ({int(other_N.sum())} of {size} differ). Replay the batches it "
+                "was recorded of, in their order; a trace without token_ids is not checked for this."
+            )
 
     def _again(self, number: int, mark: Tensor, count: int) -> Tensor:
         """The rows that a forward was given, now that it is recomputed: that of the same logits, the latest if any."""

@@ -1,7 +1,7 @@
 """A gate of transformers that routes by a rule: its logits, moegate's fused gate, its answer to the block."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,13 +43,27 @@ _WIDE_LOGITS = frozenset(("afmoe", "granitemoe", "granitemoe_swa", "granitemoehy
 """Families whose gates answer with logits in float32, whatever type they were computed in."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Router:
-    """How a gate routes: its layer, and the rule; ``is_own`` says whether it is the rule that the layer came with."""
+    """How a gate routes.
+
+    Attributes:
+        layer: the layer of the gate.
+        rule: the rule that it routes by.
+        is_own: whether it is the rule that the layer came with.
+        top_k: ``K`` of the layer when its own rule was read.
+    """
 
     layer: MoELayer
     rule: RoutingRule
     is_own: bool
+    top_k: int
+
+    def follow(self) -> None:
+        """Reads the layer's own rule again where somebody has changed the gate's ``top_k``, as the family's would."""
+        if self.is_own and self.layer.top_k != self.top_k:
+            self.layer = replace(self.layer)  # without what it remembers
+            self.rule, self.top_k = self.layer.rule, self.layer.top_k
 
 
 class RoutedGate(Derived):
@@ -64,6 +78,7 @@ class RoutedGate(Derived):
     def forward(self, hidden_states: Tensor, *more: Tensor | None, **named: Tensor | None) -> _Answer:
         """What the family's block expects of its gate."""
         router = self.moegate_router
+        router.follow()
         noise = router.rule.noise
         if noise is not None and self.training and not router.is_own:  # the noise of its own rule is the block's affair
             hidden_states = noise.on_hidden(hidden_states, None)

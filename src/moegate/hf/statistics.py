@@ -104,6 +104,7 @@ class Counter:
         # A place for empty slots before each layer's experts; one too many is how transformers says "no expert".
         self.width = max(num_experts) + 1
         self.counts: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.places: dict[tuple[int, tuple[int, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self.num_calls = 0
 
     def add(self, block: Block) -> None:
@@ -123,18 +124,22 @@ class Counter:
         index_LNK = torch.stack([block.layers[layer].received.expert_index for layer in layers]).long()
         device = index_LNK.device
         load_N, tokens_PL = self._tensors(device)
-        first = block.phase * len(self.layers)
-        row_L = torch.tensor([first + layer for layer in layers], device=device)
-        bin_LNK = index_LNK + (row_L * self.width + 1)[:, None, None]
+        row_L, first_L11 = self._place(block.phase, tuple(layers), device)
+        bin_LNK = index_LNK + first_L11
         if mask_N is None:
-            real = torch.ones((), dtype=torch.int64, device=device)
-            count = torch.full((), index_LNK.shape[1], device=device)
+            real_N1 = torch.ones((), dtype=torch.int64, device=device).expand(index_LNK.shape[1], 1)
         else:
-            real = mask_N.to(device, torch.int64)
-            count = real.sum()
-            real = real[:, None]
-        load_N.scatter_add_(0, bin_LNK.view(-1), real.expand(bin_LNK.shape).reshape(-1))
-        tokens_PL.view(-1).index_add_(0, row_L, count.expand(len(layers)))
+            real_N1 = mask_N.to(device, torch.int64)[:, None]
+        load_N.scatter_add_(0, bin_LNK.view(-1), real_N1.expand(bin_LNK.shape).reshape(-1))
+        tokens_PL.view(-1).index_add_(0, row_L, real_N1.sum().expand(len(layers)))
+
+    def _place(self, phase: int, layers: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where layers are in the tokens ``[P, L]``, and where the experts of each begin in the load; remembered."""
+        key = phase, layers, device
+        if key not in self.places:
+            row_L = torch.tensor([phase * len(self.layers) + layer for layer in layers], device=device)
+            self.places[key] = row_L, (row_L * self.width + 1)[:, None, None]
+        return self.places[key]
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self.counts:

@@ -172,7 +172,8 @@ class _Plan:
         done: list[nn.Module] = []
         if self.router == _SWAPPED:
             gate = self.layer.gate
-            router = Router(self.layer, self.layer.rule if rule is None else rule, is_own=rule is None)
+            own = self.layer.rule
+            router = Router(self.layer, own if rule is None else rule, is_own=rule is None, top_k=self.layer.top_k)
             derive(gate, RoutedGate)
             gate.moegate_router = router  # type: ignore[assignment] # no module, so a plain attribute
             done.append(gate)

@@ -46,6 +46,11 @@ class TokenRows:
         """``B * S``."""
         return self.batch_size * self.length
 
+    @property
+    def decodes(self) -> bool:
+        """Whether they are tokens one by one after others in a cache."""
+        return self.phase == _DECODE
+
 
 def token_rows(one: "Pass") -> TokenRows | None:
     """The tokens of a pass; None where its inputs don't say how many there are, as with images."""

@@ -6,6 +6,7 @@ training makes them differ.
 """
 
 import copy
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def upcycle(  # noqa: PLR0913 - the sizes, and one number for each published var
     Args:
         dense_model: a ``LlamaForCausalLM``, ``MistralForCausalLM``, ``Qwen2ForCausalLM`` or ``Qwen3ForCausalLM``.
         num_experts: ``E``, experts a layer in the new model.
-        top_k: ``K``, experts a token goes to.
+        top_k: ``K``, experts a token goes to; with 1 of them a ``UserWarning`` says that the router can't learn.
         rule: how the new model shall route; None is a softmax whose chosen weights sum to one. Only what the target's
             configuration can say is possible; route by any other with ``moegate.hf.swap``.
         split: ``G`` cuts the network into that many experts of ``F / G`` (fine-grained), for ``E / G`` copies; the
@@ -117,6 +118,13 @@ def upcycle(  # noqa: PLR0913 - the sizes, and one number for each published var
     model_class = getattr(transformers, target.model)
     config = _config(dense_model, model_class.config_class, plan, chosen)
     _check_rule(rule, config, target)
+    if plan.top_k == 1 < plan.num_experts:
+        warnings.warn(
+            "With top_k=1 the one weight of a token is 1 whatever the router says, so the loss does not teach it: pass "
+            "top_k=2 or more, or train with a balance loss alone.",
+            UserWarning,
+            stacklevel=2,
+        )
     state: dict[str, Tensor] = {}
     for name, tensor in dense_model.state_dict().items():
         if not any(name.startswith(f"model.layers.{layer}.mlp.") for layer in chosen):
