@@ -107,8 +107,11 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the float32 biases and their controllers into the checkpoint."""
-        if self.monitor is not None and self.monitor.bias is not None and state.is_world_process_zero:
-            save_state(_checkpoint(args, state), self.monitor.state_dict())
+        folder = _checkpoint(args, state)
+        if self.monitor is None or self.monitor.bias is None or not state.is_world_process_zero:
+            return
+        if folder.is_dir():  # in a search over hyperparameters the checkpoints of a trial lie elsewhere
+            save_state(folder, self.monitor.state_dict())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
