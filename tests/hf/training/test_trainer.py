@@ -116,16 +116,16 @@ def test_evaluation_is_apart_and_doubles_nothing(tmp_path: Path) -> None:
     )
     first = trainer.evaluate()
     trainer.train()
-    again = trainer.evaluate()
+    again = trainer.evaluate()  # the model is its own again
     assert sum(lines(tmp_path / "load.jsonl", "eval")[0]["load"][0]) == 2 * int(HELD_OUT["attention_mask"].sum())
     assert [sum(record["load"][0]) for record in lines(tmp_path / "load.jsonl")] == [
         2 * int(ROWS["attention_mask"][rows : rows + 4].sum()) for rows in (0, 4, 8)
     ]
     evaluations = [log for log in before.logs if "eval_loss" in log]
-    assert len(evaluations) == 3
-    assert all("eval_routing/max_violation/max" in log for log in evaluations)
+    assert ["eval_routing/max_violation/max" in log for log in evaluations] == [True, True, False]
     assert not any(name.startswith("routing/") for log in evaluations for name in log)
-    assert {name for name in (*first, *again) if "routing" in name}
+    assert "eval_routing/max_violation/max" in first
+    assert not any("routing" in name for name in again)
 
 
 @pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
@@ -224,8 +224,56 @@ def test_a_second_training_balances_again(tmp_path: Path) -> None:
     after_one = model.model.layers[0].mlp.gate.e_score_correction_bias.clone()
     trainer.train()
     assert not torch.equal(after_one, model.model.layers[0].mlp.gate.e_score_correction_bias)
-    # In between and afterwards the model is its own again.
-    assert not model.model.layers[0].mlp._forward_hooks
+    assert not hooks_of(model)
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+
+
+def test_without_arguments_the_bias_moves(tmp_path: Path) -> None:
+    model = deepseek()
+    oracle = Oracle(model)
+    trainer, before = trainer_of(model, tmp_path, RoutingCallback, max_steps=1)  # the class: the trainer calls it
+    trainer.train()
+    load_E = torch.tensor(oracle.load(0, masks_of(range(0, 4, 2)))).double()
+    sign_E = torch.sign(load_E.mean() - load_E)
+    torch.testing.assert_close(bias(model).double(), 1e-3 * (sign_E - sign_E.mean()), rtol=1e-5, atol=1e-9)
+    assert "routing/bias_spread/max" in before.logs[0] and "routing/balance_loss/mean" not in before.logs[0]
+    watched, _ = trainer_of(watched_model := deepseek(), tmp_path, RoutingCallback(bias_controller=None), max_steps=1)
+    watched.train()
+    assert not bias(watched_model).any()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_without_arguments_a_pooled_loss_that_is_on_gives_way(on: bool, tmp_path: Path) -> None:
+    def make() -> PreTrainedModel:
+        return qwen(output_router_logits=on, router_aux_loss_coef=COEFFICIENT * LAYERS / 2 if on else 0.3)
+
+    micro = [{name: values[row : row + 2] for name, values in ROWS.items()} for row in (0, 2)]
+    items = sum(int((inputs["labels"][:, 1:] != -100).sum()) for inputs in micro)
+    if on:
+        wanted = step_gradients(make, micro, items)
+    else:
+        plain, seen = trainer_of(make(), tmp_path, TrainerCallback(), max_steps=1)
+        plain.train()
+        wanted = seen.gradients[0]
+    trainer, before = trainer_of(model := make(), tmp_path, RoutingCallback(), max_steps=1)
+    trainer.train()
+    assert_same(before.gradients[0], wanted)
+    assert ("routing/balance_loss/mean" in before.logs[0]) is on
+    assert model.config.output_router_logits is on
+
+
+def test_steps_that_no_log_told_of_come_with_the_last(tmp_path: Path) -> None:
+    callback = RoutingCallback(load_file="load.jsonl")
+    trainer, before = trainer_of(qwen(), tmp_path, callback, logging_steps=2)
+    trainer.train()
+    written = lines(tmp_path / "load.jsonl")
+    assert [record["step"] for record in written] == [2, 3]
+    assert sum(record["tokens"][0] for record in written) == int(ROWS["attention_mask"][:12].sum())
+    assert "routing/max_violation/max" in before.logs[-1] and "train_runtime" in before.logs[-1]
 
 
 def test_a_model_that_is_made_when_training_begins(tmp_path: Path) -> None:

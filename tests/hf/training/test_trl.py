@@ -101,7 +101,7 @@ def masks() -> list[Tensor]:
 def test_the_layers_loss_takes_the_place_of_the_pooled_one(checkpointing: bool, tmp_path: Path) -> None:
     own = {"router_aux_loss_coef": 0.3, "activation_checkpointing": checkpointing}
     found, history = trained(qwen(), tmp_path, RoutingCallback(balance_loss=COEFFICIENT), **own)
-    alone, _ = trained(qwen(), tmp_path, RoutingCallback(), router_aux_loss_coef=0.0)
+    alone, _ = trained(qwen(), tmp_path, RoutingCallback(), router_aux_loss_coef=0.0)  # nothing to take the place of
     model = qwen()
     oracle = Oracle(model)
     values = []

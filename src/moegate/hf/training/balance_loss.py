@@ -41,11 +41,12 @@ class LayerLosses:
     """Adds the layers' losses to what a model returns.
 
     Attributes:
-        coefficient: of each layer, or ``"model"`` for the weight of the model's pooled loss.
+        coefficient: of each layer; ``"model"`` for the weight of the model's pooled loss; ``"auto"`` for the same, in
+            forwards that add the pooled loss, and none in others.
         top_k: of each layer.
 
     Raises:
-        ValueError: anything else than ``"model"`` or a number of at least 0.
+        ValueError: anything else than ``"model"``, ``"auto"`` or a number of at least 0.
     """
 
     coefficient: float | str
@@ -53,16 +54,18 @@ class LayerLosses:
 
     def __post_init__(self) -> None:
         given = self.coefficient
-        if given == "model":
+        if given in ("model", "auto"):
             return
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < float("inf"):
             raise ValueError(
-                f"balance_loss={given!r}: pass a coefficient of at least 0, such as 0.001 for each layer, or "
-                '"model" for the weight of the model\'s own pooled loss.'
+                f"balance_loss={given!r}: pass a coefficient of at least 0, such as 0.001 for each layer, "
+                '"model" for the weight of the model\'s own pooled loss, "auto" for the same where that is on, or None.'
             )
 
-    def coefficients(self, own: float) -> tuple[float, ...]:
+    def coefficients(self, own: float, *, pooled: bool) -> tuple[float, ...]:
         """The coefficient of each layer, for a model whose own pooled loss has the coefficient ``own``.
+
+        Empty for ``"auto"`` where the model does not add its pooled loss (``pooled``).
 
         The pooled loss reads K at perfect balance and is spread over L layers, so its coefficient c weighs as much as
         ``c · K / L`` on each layer.
@@ -72,6 +75,8 @@ class LayerLosses:
         """
         if not isinstance(self.coefficient, str):
             return (float(self.coefficient),) * len(self.top_k)
+        if self.coefficient == "auto" and not (own and pooled):
+            return ()
         if not own:
             raise ValueError(
                 'balance_loss="model" takes the weight of the model\'s own router_aux_loss_coef, which is 0 or '

@@ -20,7 +20,10 @@ __all__ = ["RoutingCallback"]
 
 
 class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
-    """Logs what the routers do, warns when they go wrong, balances them if asked: ``callbacks=[RoutingCallback()]``.
+    """Logs what the routers do, warns when they go wrong, and balances them: ``callbacks=[RoutingCallback()]``.
+
+    Selection biases, which transformers never updates, move once per optimizer step, and a pooled balance loss that is
+    on gives way to one for each layer. ``RoutingCallback(balance_loss=None, bias_controller=None)`` only watches.
 
     Every log of the trainer gets a fixed number of entries (see ``summarize``) under ``prefix``, those of an evaluation
     under ``eval_`` and the prefix; integrations (``report_to``) get them in the same call. Counts are exact over
@@ -28,24 +31,25 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
 
     Args:
         balance_loss: the coefficient of each layer's load-balancing loss, in place of the model's pooled one;
-            ``"model"`` for the weight of that one; None changes nothing.
-        bias_controller: makes a controller of the selection bias for a number of experts, such as ``SignBias``; None
-            leaves the biases alone.
+            ``"model"`` for the weight of that one; ``"auto"`` for the same where the pooled one is on
+            (``output_router_logits`` and a coefficient); None changes nothing.
+        bias_controller: makes a controller of the selection bias for a number of experts, such as ``SignBias``;
+            ``"auto"`` for ``SignBias`` where the model selects by sigmoid scores with a bias; None leaves the biases
+            alone.
         prefix: of the names in the logs.
         load_file: where the full counts of every log step go, as JSON lines; a relative path is taken from the
             trainer's ``output_dir``. None writes none.
         alarms: whether to warn.
 
     Example:
-        >>> from moegate.balance.controllers import SignBias
-        >>> callback = RoutingCallback(bias_controller=SignBias)  # Trainer(..., callbacks=[callback])
+        >>> callback = RoutingCallback(load_file="load.jsonl")  # Trainer(..., callbacks=[callback])
     """
 
     def __init__(
         self,
         *,
-        balance_loss: float | str | None = None,
-        bias_controller: Callable[[int], BiasController] | None = None,
+        balance_loss: float | str | None = "auto",
+        bias_controller: Callable[[int], BiasController] | str | None = "auto",
         prefix: str = "routing/",
         load_file: str | Path | None = None,
         alarms: bool = True,
@@ -54,7 +58,6 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         self._prefix, self._load_path, self._warns = prefix, load_file, alarms
         self.monitor: RoutingMonitor | None = None
         self._model: nn.Module | None = None
-        self._balances = False
         self._alarms: Alarms | None = None
         self._file: LoadFile | None = None
 
@@ -94,7 +97,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         of = next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), None)
         if of not in (None, "train"):
             added = self._evaluation(self.monitor, state, f"{of}_")
-        elif "loss" in logs:
+        elif "loss" in logs or (of == "train" and self.monitor.has_counts):
             added = self._training(self.monitor, state)
         else:
             return
@@ -104,27 +107,31 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the float32 biases and their controllers into the checkpoint."""
-        if self.monitor is not None and self.monitor.bias is not None and state.is_world_process_zero:
-            save_state(_checkpoint(args, state), self.monitor.state_dict())
+        folder = _checkpoint(args, state)
+        if self.monitor is None or self.monitor.bias is None or not state.is_world_process_zero:
+            return
+        if folder.is_dir():  # in a search over hyperparameters the checkpoints of a trial lie elsewhere
+            save_state(folder, self.monitor.state_dict())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Balance no more, and give the model's own pooled loss back; later evaluations are still counted."""
+        """Let go of the model: it has no hooks any more, and its own pooled loss is back."""
         if self.monitor is not None:
             self.monitor.close()
-            self.monitor, self._balances = RoutingMonitor(kwargs["model"]), False
+            self.monitor = self._model = None
 
     def _watch(self, args: TrainingArguments, model: nn.Module) -> RoutingMonitor:
-        if self.monitor is not None and self._balances and self._model is model:
+        if self.monitor is not None and self._model is model:
             return self.monitor
         if self.monitor is not None:
             self.monitor.close()
         # A trainer with a model_init makes its model anew when the training begins.
-        self.monitor, self._model, self._balances = self._balanced(args, model), model, True
+        self.monitor, self._model = self._balanced(args, model), model
         layers = self.monitor.layers
         self._alarms = Alarms([layer.name for layer in layers], [layer.top_k for layer in layers])
-        if self.monitor.bias is not None and (frozen := self.monitor.bias.frozen):
+        asked = self._bias_controller != "auto"
+        if asked and self.monitor.bias is not None and (frozen := self.monitor.bias.frozen):
             warnings.warn(
                 f"The routers of {len(frozen)} layers are frozen, so their selection biases stay as they are.",
                 RoutingWarning,

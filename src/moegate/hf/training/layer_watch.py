@@ -35,7 +35,7 @@ class LayerWatch:
         layer: the layer.
         passes: the pass that a call belongs to, from what the experts of this layer received; None outside of any.
         report: called once for each call of the experts, and not again when checkpointing repeats it.
-        has_loss: whether passes come with coefficients for balance losses.
+        has_loss: whether passes may come with coefficients for balance losses.
     """
 
     unclaimed = 0.0
@@ -50,7 +50,7 @@ class LayerWatch:
         report: LayerCall,
         has_loss: bool,
     ) -> None:
-        self.number, self.layer, self._has_loss = number, layer, has_loss
+        self.number, self.layer = number, layer
         self._passes, self._report = passes, report
         self._score = score_of(layer)
         self._logits_TE: Tensor | None = None
@@ -81,7 +81,7 @@ class LayerWatch:
         real_T = None if real_T is None else real_T.to(index_TK.device)
         shares_TE = None
         if logits_TE is not None and logits_TE.shape[0] == index_TK.shape[0]:
-            trains = self._has_loss and now.training
+            trains = bool(now.coefficients) and now.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
                 # Logits past the experts are of what is no expert, such as ZAYA's way around them.
                 shares_TE = probabilities(logits_TE[:, : self.layer.num_experts], self._score)

@@ -17,7 +17,7 @@ __all__ = ["RoutingCallback"]
 
 
 class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional, and may be absent where types are checked
-    """Logs what the routers inside a ``LightningModule`` do, warns, and balances them if asked.
+    """Logs what the routers inside a ``LightningModule`` do, warns, and balances them.
 
     The arguments are those of ``moegate.hf.RoutingCallback``. Readings are logged every ``log_every_n_steps`` optimizer
     steps and at the end of each validation. The balance loss is in the loss that the transformers model returns; a
@@ -25,8 +25,8 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
     Lightning's checkpoints.
 
     Args:
-        balance_loss: the coefficient of each layer's loss, ``"model"`` or None.
-        bias_controller: makes a controller for a number of experts, such as ``SignBias``; None leaves the biases alone.
+        balance_loss: the coefficient of each layer's loss, ``"model"``, ``"auto"`` or None.
+        bias_controller: makes a controller for a number of experts, such as ``SignBias``; ``"auto"`` or None.
         prefix: of the names in the logs.
         load_file: where the full counts go, as JSON lines; a relative path is taken from ``default_root_dir``.
         alarms: whether to warn.
@@ -38,8 +38,8 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
     def __init__(
         self,
         *,
-        balance_loss: float | str | None = None,
-        bias_controller: Callable[[int], BiasController] | None = None,
+        balance_loss: float | str | None = "auto",
+        bias_controller: Callable[[int], BiasController] | str | None = "auto",
         prefix: str = "routing/",
         load_file: str | Path | None = None,
         alarms: bool = True,

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moegate.balance.controllers import BiasController
+from moegate.balance.controllers import BiasController, SignBias
 from moegate.hf.calls import recomputing
 from moegate.hf.layers import MoELayer, moe_layers
 from moegate.hf.training.balance_loss import LayerLosses
@@ -16,8 +16,10 @@ from moegate.hf.training.bias_update import BiasUpdate
 from moegate.hf.training.layer_watch import LayerWatch
 from moegate.hf.training.passes import ForwardPass, PassWatch
 from moegate.hf.training.pooled_loss import PooledLoss
+from moegate.hf.training.router_logits import score_of
 from moegate.hf.training.summary import summarize
 from moegate.hf.training.tally import Tally
+from moegate.scoring import Softmax
 
 __all__ = ["RoutingMonitor"]
 
@@ -38,9 +40,10 @@ class RoutingMonitor:
     Args:
         model: a model with MoE layers that ``moe_layers`` finds; not yet wrapped.
         balance_loss: the coefficient of each layer's loss; ``"model"`` for the weight of the model's own pooled one,
-            None for no loss.
-        bias_controller: makes a controller for a number of experts, such as ``SignBias`` or a ``partial`` of it; None
-            leaves the biases alone.
+            ``"auto"`` for the same in forwards that would add the pooled one, None for no loss.
+        bias_controller: makes a controller for a number of experts, such as ``SignBias`` or a ``partial`` of it;
+            ``"auto"`` for ``SignBias`` where the model has selection biases on scores other than a softmax's (whose
+            size, 1 over the experts, a rate would have to follow); None leaves the biases alone.
         process_group: the ranks that share the data; None is the default group.
         unclaimed: the scale of the balance loss in a backward that the model's loss isn't part of, such as 1 over the
             micro-batches of a step; 0 adds none there.
@@ -66,7 +69,7 @@ class RoutingMonitor:
         model: nn.Module,
         *,
         balance_loss: float | str | None = None,
-        bias_controller: Callable[[int], BiasController] | None = None,
+        bias_controller: Callable[[int], BiasController] | str | None = None,
         process_group: dist.ProcessGroup | None = None,
         unclaimed: float = 1.0,
         aux_loss_coefficient: float | None = None,
@@ -81,7 +84,8 @@ class RoutingMonitor:
         self._losses: LayerLosses | None = None
         if balance_loss is not None:
             self._losses = LayerLosses(balance_loss, tuple(layer.top_k for layer in self.layers))
-        self.bias = None if bias_controller is None else BiasUpdate(self.layers, bias_controller)
+        controller = _controller(self.layers, bias_controller)
+        self.bias = None if controller is None else BiasUpdate(self.layers, controller)
         sizes = [layer.num_experts for layer in self.layers]
         self._step, self._evaluated = Tally(sizes), Tally(sizes)
         self.window = Tally(sizes)
@@ -128,6 +132,11 @@ class RoutingMonitor:
             if self.bias is not None:
                 self.bias.update(total.load)
         self._step.clear()
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the window holds any token."""
+        return any(self.window.tokens(number) for number in range(len(self.layers)))
 
     def balance_loss(self) -> Tensor:
         """The weighted balance loss of the last forward in training, for a loop that makes its own loss.
@@ -185,7 +194,9 @@ class RoutingMonitor:
         if self._losses is not None:
             # Read now: a trainer may set it after this was made.
             now.own = self._pooled.coefficient if self._own is None else self._own
-            now.coefficients = self._losses.coefficients(now.own)
+            pooled = self._pooled.is_added if now.router_logits is None else now.router_logits
+            now.coefficients = self._losses.coefficients(now.own, pooled=pooled)
+        if now.coefficients:
             self._pooled.silence()
             self._live = [reference for reference in self._live if reference() is not None] + [weakref.ref(now)]
         # The last pass is held: a trainer may drop the outputs and keep only what it made of them.
@@ -193,7 +204,7 @@ class RoutingMonitor:
 
     def _close(self, now: ForwardPass, output: Any) -> Any:
         self._pooled.restore()
-        if self._losses is None or not now.training or output is None:
+        if self._losses is None or not now.coefficients or not now.training or output is None:
             return None
         for number, loss in now.losses.items():
             total, count = self._loss_sums.get(number, (torch.zeros_like(loss), 0))
@@ -220,7 +231,7 @@ class RoutingMonitor:
         """The pass that a call of a layer's experts belongs to; in a backward, the one that it repeats."""
         if not recomputing():
             now = self._passes.current
-            if now is not None and self._losses is not None:
+            if now is not None and now.coefficients:
                 now.received.setdefault(number, []).append(expert_index_TK.to(torch.int16))
             return now
         if self._losses is None:
@@ -234,6 +245,17 @@ class RoutingMonitor:
         now = self._passes.current
         if now is not None:
             (self._step if now.training else self._evaluated).add(number, expert_index, real, entropy)
+
+
+def _controller(
+    layers: list[MoELayer], given: Callable[[int], BiasController] | str | None
+) -> Callable[[int], BiasController] | None:
+    if not isinstance(given, str):
+        return given
+    if given != "auto":
+        raise ValueError(f'bias_controller={given!r}: pass a controller such as SignBias, "auto" or None.')
+    biased = any(layer.bias is not None and not isinstance(score_of(layer), Softmax) for layer in layers)
+    return SignBias if biased else None
 
 
 def _holds(calls: Any, expert_index_TK: Tensor) -> bool:

@@ -27,6 +27,8 @@ class ForwardPass:
         encodes: whether the model has an encoder and a decoder, with a mask each.
         share: the part of the optimizer step's loss that this batch makes, where the loss is a sum over its tokens
             divided by those of the step; 1 where it is a mean.
+        router_logits: the call's own ``output_router_logits``, by which models add their pooled loss; None where the
+            configuration decides.
         coefficients: of each layer's balance loss; empty without one.
         own: the coefficient of the model's pooled loss, by which a trainer may multiply ``outputs.aux_loss``.
         received: ``expert_index`` of each call of each layer's experts, by the layer's number.
@@ -38,6 +40,7 @@ class ForwardPass:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     encodes: bool = False
     share: Tensor | float = 1.0
+    router_logits: bool | None = None
     coefficients: tuple[float, ...] = ()
     own: float = 0.0
     received: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -125,7 +128,8 @@ def _read(module: nn.Module, arguments: Mapping[str, Any]) -> ForwardPass:
         if isinstance(mask := arguments.get(name), Tensor) and mask.dim() == 2
     }
     encodes = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-    return ForwardPass(module.training, masks, encodes, _share(arguments, shifts=not encodes))
+    share = _share(arguments, shifts=not encodes)
+    return ForwardPass(module.training, masks, encodes, share, arguments.get("output_router_logits"))
 
 
 def _share(arguments: Mapping[str, Any], *, shifts: bool) -> Tensor | float:

@@ -32,6 +32,7 @@ class PooledLoss:
 
     def __init__(self, model: nn.Module) -> None:
         self._owners = list(_owners(model))
+        self._configs = list(_configs(model))
         self._kept: list[tuple[Any, str, float]] = []
 
     @property
@@ -40,6 +41,11 @@ class PooledLoss:
         if self._kept:
             return self._kept[0][2]
         return next((float(getattr(owner, name)) for owner, name in self._owners), 0.0)
+
+    @property
+    def is_added(self) -> bool:
+        """Whether the model adds it where a call doesn't say: the configuration's ``output_router_logits``."""
+        return any(bool(getattr(config, "output_router_logits", False)) for config in self._configs)
 
     def silence(self) -> None:
         """Set the coefficients to 0."""
@@ -56,11 +62,17 @@ class PooledLoss:
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    for owner in (*_configs(model), *model.modules()):
+        yield from ((owner, name) for name in _NAMES if isinstance(vars(owner).get(name), int | float))
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    """The configurations inside a model, each once."""
     seen: set[int] = set()
     for module in model.modules():
         config = getattr(module, "config", None)
         text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else None
-        for owner in (config, text, module):
-            if owner is not None and id(owner) not in seen:
-                seen.add(id(owner))
-                yield from ((owner, name) for name in _NAMES if isinstance(vars(owner).get(name), int | float))
+        for one in (config, text):
+            if one is not None and id(one) not in seen:
+                seen.add(id(one))
+                yield one
