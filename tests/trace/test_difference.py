@@ -217,6 +217,18 @@ def test_what_is_assumed_is_noted() -> None:
     assert "no token ids" in notes
 
 
+@pytest.mark.parametrize("notes", [1, None, "text", [[1]], {"a": 1}])
+def test_notes_of_any_kind_are_no_obstacle(notes: object) -> None:
+    a, b = (replace(trace, metadata={"notes": notes}) for trace in traces())
+    assert diff(a, b).agreement == diff(replace(a, metadata={}), b).agreement
+
+
+def test_traces_without_layers_are_refused() -> None:
+    none = Trace(torch.zeros(3, 0, 2, dtype=torch.int8), (), ())
+    with pytest.raises(ValueError, match="the traces have no layers"):
+        diff(none, none)
+
+
 def test_nothing_to_compare() -> None:
     empty = Trace(torch.zeros(0, 1, 2, dtype=torch.int8), ("x",), (4,), weights=torch.zeros(0, 1, 2))
     unseen = Trace(torch.full((2, 1, 2), -1), ("x",), (4,))

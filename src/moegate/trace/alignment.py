@@ -42,6 +42,8 @@ def align(a: Trace, b: Trace, *, common_prefix: bool = False) -> Alignment:
 
 
 def _same_layers(a: Trace, b: Trace) -> list[str]:
+    if not a.num_layers and not b.num_layers:
+        raise ValueError("There is nothing to compare: the traces have no layers.")
     if a.num_layers != b.num_layers:
         raise ValueError(
             f"The first trace has {a.num_layers} layers and the second {b.num_layers}: compare traces of one model, or "
@@ -52,11 +54,17 @@ def _same_layers(a: Trace, b: Trace) -> list[str]:
         pairs = zip(a.layers, b.layers, strict=True)
         first, second = next((one, other) for one, other in pairs if one != other)
         notes.append(f"Layers are compared by position: their names differ ({first} and {second}).")
-    assumed = any(ASSUMED in trace.metadata.get("notes", ()) for trace in (a, b))
+    assumed = any(_has_note(trace, ASSUMED) for trace in (a, b))
     for name, one, other in zip(a.layers, a.num_experts, b.num_experts, strict=True):
         if one != other and not assumed:
             raise ValueError(f"{name} has {one} experts in the first trace and {other} in the second: two models.")
     return notes
+
+
+def _has_note(trace: Trace, note: str) -> bool:
+    """Whether an importer left this note; whoever writes a trace may keep any JSON value under that name."""
+    notes = trace.metadata.get("notes")
+    return isinstance(notes, list | tuple) and note in notes
 
 
 def _all_rows(a: Trace, b: Trace) -> tuple[Tensor, Tensor, list[str]]:
