@@ -166,6 +166,7 @@ def look_at(
         ValueError: there is no such trace or model, or options don't fit what it is.
     """
     top_k, tokenizer, given = wanted
+    values = () if top_k is None else _values(top_k)
     _check_file(source)
     subject = None if Path(source).is_file() else load_subject(source, reading)
     if subject is None and given:
@@ -173,7 +174,6 @@ def look_at(
         raise ValueError(f"{source} is a trace, and nothing is run; leave out {flags}.")
     if subject is not None and tokenizer is not None:
         raise ValueError("--tokenizer is for traces; a model has its own.")
-    values = () if top_k is None else _values(top_k)
     results = [row.to_dict() for row in sweep_subject(subject, values, console)] if subject and values else []
     trace = read(source) if subject is None else record_subject(subject, console)
     other = None if compare is None else _other(compare, reading, subject, console)

@@ -150,7 +150,7 @@ def compact(value: float) -> str:
 
 def describe_software(software: Mapping[str, Any]) -> str:
     """The versions and the machine on one line."""
-    named = {"moegate": "moegate {}", "torch": "PyTorch {}", "python": "Python {}", "platform": "{}"}
-    named |= {"processor": "{}", "threads": "{} threads"}
+    named = {"moegate": "moegate {}", "torch": "PyTorch {}", "transformers": "transformers {}", "python": "Python {}"}
+    named |= {"platform": "{}", "processor": "{}", "threads": "{} threads"}
     words = " · ".join(words.format(software[key]) for key, words in named.items() if software.get(key))
     return words.removesuffix("s") if software.get("threads") == 1 else words
