@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+from pathlib import Path
 
 import numpy
 import pytest
@@ -68,6 +70,13 @@ def test_tables_show_every_operator_and_where_the_threads_are() -> None:
     assert f"{torch.get_num_threads()} intra-op" in shown.output
     for title in ("Versions", "Machine", "Operators"):
         assert title in shown.output
+
+
+def test_every_extra_for_users_is_listed() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.split("[project.optional-dependencies]\n")[1].split("\ndev = ")[0]
+    extras = re.findall(r"^(\w+) = \[(.*)\]$", section, flags=re.M)
+    assert {name: extra for extra, items in extras for name in re.findall(r'"([\w-]+)>=', items)} == module.OPTIONAL
 
 
 def test_a_missing_extra_is_shown_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
