@@ -141,6 +141,17 @@ def test_two_models_are_compared_on_the_same_tokens(run: Any, model: Path, corpu
     assert layers[1]["first"] > 0
 
 
+def test_a_model_that_does_not_know_the_tokens_is_refused(model: Path, corpus: Path) -> None:
+    subject = model_runs.load_subject(str(model), model_runs.Reading(corpus=corpus, tokens=20))
+    subject.batches[-1].input_ids[0, 0] = 256
+    with pytest.raises(ValueError, match=r"knows 256 tokens, and the texts have token 256.*the same tokenizer"):
+        model_runs.load_subject(str(model), model_runs.Reading(), subject)
+
+
+def test_values_of_k_are_checked_before_a_model_loads(run: Any) -> None:
+    assert "must be a whole number" in sentence(run("no-such-model", "--top-k", "0", code=2))
+
+
 def test_files_of_other_systems_are_read_and_compared_by_load(run: Any, tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"
     counts.write_text('{"0": {"0": 5, "1": 1}, "1": {"0": 3, "1": 3}}', encoding="utf-8")

@@ -122,8 +122,11 @@ def test_diff_up_to_where_sequences_part(files: Path) -> None:
     save(trace.select(tokens=torch.arange(60) % 30 < 20), files / "short.safetensors")
     refused = run("diff", files / "a.safetensors", files / "short.safetensors")
     assert refused.exit_code == 2 and "--tokens common-prefix" in said(refused)
-    shown = run("diff", files / "a.safetensors", files / "short.safetensors", "--tokens", "common-prefix")
+    page = files / "page.html"
+    shown = run("diff", files / "a.safetensors", files / "short.safetensors", "--tokens", "common-prefix", "-o", page)
     assert shown.exit_code == 0 and "each of the 40 tokens" in said(shown)
+    html = page.read_text(encoding="utf-8")
+    assert '"apart":""' in html and "Only the loads are compared" not in html, "the page compares what the table does"
 
 
 def test_diff_needs_tokens(files: Path) -> None:

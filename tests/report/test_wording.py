@@ -56,4 +56,5 @@ def test_labels(setting: Setting, words: str) -> None:
 def test_one_thread_is_one_thread() -> None:
     assert describe_software({"torch": "2.13.0", "threads": 1}) == "PyTorch 2.13.0 · 1 thread"
     assert describe_software({"threads": 2}) == "2 threads"
+    assert describe_software({"transformers": "5.23.0", "moegate": "1"}) == "moegate 1 · transformers 5.23.0"
     assert describe_software({}) == ""

@@ -100,11 +100,13 @@ def diff(
     after rounding, or at clear choices.
     """
     a, b = read_trace(first), read_trace(second)
-    found = compare(a, b, common_prefix=tokens is Tokens.common_prefix, extremes=show)
+    prefix = tokens is Tokens.common_prefix
+    found = compare(a, b, common_prefix=prefix, extremes=show)
     if output is not None:
         from moegate.report import write_trace_report
 
-        write_trace_report(a, output, b, title=f"{first.stem} and {second.stem}", names=(first.stem, second.stem))
+        names = (first.stem, second.stem)
+        write_trace_report(a, output, b, title=" and ".join(names), names=names, common_prefix=prefix)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return

@@ -95,6 +95,7 @@ def load_subject(name: str, reading: Reading, batches_of: Subject | None = None)
     domains = [] if batches_of is not None else reading.domains()
     model, tokenizer = load_model(name, dtype=reading.dtype, device=_device(reading.device))
     if batches_of is not None:
+        _check_vocabulary(name, model, batches_of.batches)
         return Subject(model, tokenizer, batches_of.batches, batches_of.domains)
     length = min(reading.sequence_length, _longest(model))
     sizes = {"tokens": reading.tokens, "sequence_length": length, "batch_size": reading.batch_size}
@@ -102,6 +103,17 @@ def load_subject(name: str, reading: Reading, batches_of: Subject | None = None)
     if not batches:
         raise ValueError("There is no text to run the model on: the files are empty.")
     return Subject(model, tokenizer, batches, tuple(domain.name for domain in domains))
+
+
+def _check_vocabulary(name: str, model: Any, batches: "Sequence[TextBatch]") -> None:
+    """Refuse token ids of another model that this one has no embedding for."""
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    highest = max(int(batch.input_ids.max()) for batch in batches)
+    if known is not None and highest >= known:
+        raise ValueError(
+            f"{name} knows {known} tokens, and the texts have token {highest}: models are compared on the same token "
+            "ids, so both need the same tokenizer."
+        )
 
 
 def record_subject(subject: Subject, console: Console) -> Trace:

@@ -30,6 +30,7 @@ class Comparison:
     table: Sequence[LayerStatistics]  # of the other
     difference: Difference | None
     apart: str
+    common_prefix: bool = False
 
     def findings(self) -> list[str]:
         """The comparison in sentences."""
@@ -99,7 +100,7 @@ class Comparison:
     def unshared(self, rows: Rows) -> npt.NDArray[np.int64]:
         """``[L, T]``: how many experts of each of these rows the other trace does not have; 0 for rows not compared."""
         assert isinstance(self.trace, Trace) and isinstance(self.other, Trace)
-        pairs = align(self.trace, self.other)
+        pairs = align(self.trace, self.other, common_prefix=self.common_prefix)
         other_row = np.full(self.trace.num_tokens, -1, np.int64)
         other_row[pairs.first.numpy()] = pairs.second.numpy()
         here_TLK = self.trace.indices[rows].numpy().astype(np.int64)
@@ -110,8 +111,15 @@ class Comparison:
         return count
 
 
-def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], decode: Decode | None) -> Comparison:
-    """Compares two traces, token by token where they are of the same tokens.
+def compare(
+    trace: Trace | Loads,
+    other: Trace | Loads,
+    names: tuple[str, str],
+    decode: Decode | None,
+    *,
+    common_prefix: bool = False,
+) -> Comparison:
+    """Compares two traces, token by token where they are of the same tokens, or up to where their sequences part.
 
     Raises:
         ValueError: they have other layers or experts.
@@ -127,10 +135,10 @@ def compare(trace: Trace | Loads, other: Trace | Loads, names: tuple[str, str], 
         apart = "There is nothing to compare: the traces have no layers."
     else:
         try:
-            difference = diff(trace, other, extremes=LEVELS[0].parting_tokens)
+            difference = diff(trace, other, common_prefix=common_prefix, extremes=LEVELS[0].parting_tokens)
         except ValueError as error:
             apart = f"Only the loads are compared. {error}"
-    return Comparison(trace, other, names, decode, layer_table(other), difference, apart)
+    return Comparison(trace, other, names, decode, layer_table(other), difference, apart, common_prefix)
 
 
 def _shape(trace: Trace | Loads) -> str:

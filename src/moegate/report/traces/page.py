@@ -27,6 +27,7 @@ def write_trace_report(
     top_k: Sequence[Mapping[str, Any]] = (),
     title: str = "Routing trace",
     names: tuple[str, str] = ("this trace", "the other"),
+    common_prefix: bool = False,
 ) -> Path:
     """Writes one self-contained HTML page about a trace, and returns its path.
 
@@ -45,6 +46,7 @@ def write_trace_report(
             returns.
         title: the heading of the page.
         names: what ``trace`` and ``other`` are called where both are shown.
+        common_prefix: compare sequences up to the first token that differs, as ``moegate.trace.diff`` does.
 
     Raises:
         TypeError: ``trace`` or ``other`` is no trace.
@@ -61,7 +63,10 @@ def write_trace_report(
         True
     """
     check_page(output)
-    return write_page(prepare(trace, other, decode=decode, top_k=top_k, title=title, names=names), output)
+    page = prepare(
+        trace, other, decode=decode, top_k=top_k, title=title, names=names, common_prefix=common_prefix
+    )  # fmt: skip
+    return write_page(page, output)
 
 
 def check_page(output: str | Path) -> None:
@@ -78,12 +83,13 @@ def prepare(
     top_k: Sequence[Mapping[str, Any]] = (),
     title: str = "Routing trace",
     names: tuple[str, str] = ("this trace", "the other"),
+    common_prefix: bool = False,
 ) -> Subject:
     """What a page shows, counted; the arguments are those of ``write_trace_report``."""
     for name, value in (("trace", trace), ("other", other)):
         if not isinstance(value, Trace | Loads) and not (name == "other" and value is None):
             raise TypeError(f"{name} is {type(value).__name__}; pass a moegate.trace.Trace, or Loads.")
-    comparison = None if other is None else compare(trace, other, names, decode)
+    comparison = None if other is None else compare(trace, other, names, decode, common_prefix=common_prefix)
     return Subject(trace, count(trace), decode, comparison, top_k, title)
 
 
