@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -320,6 +321,17 @@ def test_any_byte_of_the_header_and_any_cut(tmp_path):
     for size in range(0, len(content), 37):
         path.write_bytes(content[:size])
         with pytest.raises(ValueError, match=r"run\.safetensors"):
+            load(path)
+
+
+def test_any_byte_of_the_data(tmp_path):
+    """Also one that leaves a trace that could be."""
+    path = save(trace(), tmp_path / "run.safetensors")
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(start, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=re.escape(str(path))):
             load(path)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from moegate.trace.json_objects import without_twins
 
-__all__ = ["Entry", "Header", "data_of", "read_header", "read_tensor", "write_container"]
+__all__ = ["Entry", "Header", "check_sums", "data_of", "read_header", "read_tensor", "write_container"]
 
 DTYPES = {
     "I8": torch.int8,
@@ -34,6 +35,8 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # as in the safetensors package
 _MOST_AXES = 8
+_SUMS = "crc32"
+_PIECE = 1 << 23  # bytes that are summed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +81,20 @@ def write_container(path: Path, entries: Mapping[str, Entry], metadata: Mapping[
     """Writes the file whole: to a temporary neighbour first, which reaches the disk and then takes the name."""
     # Wide numbers first, so that each tensor starts at a multiple of its own size.
     ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
-    head: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for name, entry in ordered:
-        end = begin + entry.num_bytes
-        head[name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
+    sums = dict.fromkeys(entries, 0)
+    text, num_bytes = _header(ordered, metadata, sums)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for _, entry in ordered:
+            for name, entry in ordered:
                 for piece in entry.pieces:
+                    sums[name] = zlib.crc32(piece, sums[name])
                     file.write(piece)
-            assert file.tell() == 8 + len(text) + begin
+            assert file.tell() == 8 + len(text) + num_bytes
+            # The sums are known now, and their place was kept.
+            file.seek(8)
+            file.write(_header(ordered, metadata, sums)[0])
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -101,6 +102,46 @@ def write_container(path: Path, entries: Mapping[str, Entry], metadata: Mapping[
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _header(
+    ordered: list[tuple[str, Entry]], metadata: Mapping[str, str], sums: Mapping[str, int]
+) -> tuple[bytes, int]:
+    """The header, as long for any sums, and the bytes of the data."""
+    written = {name: f"{value:08x}" for name, value in sums.items()}
+    head: dict[str, Any] = {"__metadata__": dict(metadata) | {_SUMS: json.dumps(written)}}
+    begin = 0
+    for name, entry in ordered:
+        end = begin + entry.num_bytes
+        head[name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(head).encode()
+    return text + b" " * (-len(text) % 8), begin
+
+
+def check_sums(path: Path, header: Header) -> None:
+    """Raises a ``ValueError`` unless the data are those that were written, by their CRC-32, where the file has them."""
+    if _SUMS not in header.metadata:
+        return
+    try:
+        sums = json.loads(header.metadata[_SUMS], object_pairs_hook=without_twins)
+    except (ValueError, RecursionError):
+        sums = None
+    if not isinstance(sums, dict) or set(sums) != set(header.places):
+        raise ValueError(f"{path} is damaged: its checksums are not one for each of its tensors.")
+    for name, place in header.places.items():
+        if sums[name] != f"{_sum_of(path, place):08x}":
+            raise ValueError(f"{path} is damaged: the data of {name!r:.80} are not those that were written.")
+
+
+def _sum_of(path: Path, place: Place) -> int:
+    with path.open("rb") as file:
+        file.seek(place.begin)
+        left, found = place.end - place.begin, 0
+        while left and (piece := file.read(min(_PIECE, left))):
+            found = zlib.crc32(piece, found)
+            left -= len(piece)
+    return found
 
 
 def read_header(path: Path) -> Header:

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moegate.trace.container import DTYPES, Entry, Header, data_of, read_header, read_tensor, write_container
+from moegate.trace.container import (
+    DTYPES,
+    Entry,
+    Header,
+    check_sums,
+    data_of,
+    read_header,
+    read_tensor,
+    write_container,
+)
 from moegate.trace.trace import PHASES, TOKEN_COLUMNS, Trace, smallest_integer
 
 __all__ = ["check_output", "is_trace", "load", "save"]
@@ -101,7 +110,8 @@ def is_trace(path: str | Path) -> bool:
 def load(path: str | Path) -> Trace:
     """Reads a trace from a file that ``save`` or ``moegate.hf.record`` wrote.
 
-    The tensors are mapped, so that a trace larger than memory can be looked at.
+    The tensors are mapped, so that a trace larger than memory can be looked at. They are read once, to see by their
+    checksums that they are what was written.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -123,9 +133,12 @@ def load(path: str | Path) -> Trace:
         raise ValueError(f"{source} is no trace: it {what}.")
     fields |= {name: read_tensor(source, place) for name, place in header.places.items()}
     try:
-        return Trace(**fields)
+        trace = Trace(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source} is a damaged trace: {_lowered(str(error))}") from None
+    # Last, because what is impossible can be said in more telling words.
+    check_sums(source, header)
+    return trace
 
 
 def _fields(source: Path, header: Header) -> dict[str, Any]:
