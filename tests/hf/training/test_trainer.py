@@ -246,6 +246,24 @@ def test_without_arguments_the_bias_moves(tmp_path: Path) -> None:
     assert not bias(watched_model).any()
 
 
+def test_a_training_that_was_broken_off_counts_nowhere(tmp_path: Path) -> None:
+    class Interrupted(TrainerCallback):
+        def on_step_begin(self, _: Any, state: Any, __: Any, **___: Any) -> None:
+            if state.global_step == 1 and not written.exists():
+                raise KeyboardInterrupt
+
+    written = tmp_path / "done"
+    trainer, _ = trainer_of(deepseek(), tmp_path, RoutingCallback(load_file="load.jsonl"), logging_steps=3)
+    trainer.add_callback(Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    written.touch()
+    trainer.train()
+    tokens = sum(record["tokens"][0] for record in lines(tmp_path / "load.jsonl"))
+    assert tokens == int(ROWS["attention_mask"][:12].sum())
+    assert not hooks_of(trainer.model)
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_without_arguments_a_pooled_loss_that_is_on_gives_way(on: bool, tmp_path: Path) -> None:
     def make() -> PreTrainedModel:

@@ -151,3 +151,14 @@ def test_the_coefficient_is_the_same_whoever_adds_the_loss(tmp_path: Path) -> No
     gate = "model.layers.1.mlp.gate.weight"
     assert (left[gate] - alone[gate]).abs().max() > 1e-4
     torch.testing.assert_close(added[gate], left[gate], rtol=1e-3, atol=1e-6)
+
+
+def test_without_arguments_the_loss_that_trl_adds_gives_way_at_its_weight(tmp_path: Path) -> None:
+    own = {"router_aux_loss_coef": 0.3}
+    by_default, by_name, pooled = (
+        trained(qwen(), tmp_path, callback, **own)[0]
+        for callback in (RoutingCallback(), RoutingCallback(balance_loss="model"), RoutingCallback(balance_loss=None))
+    )
+    gate = "model.layers.0.mlp.gate.weight"
+    torch.testing.assert_close(by_default[gate], by_name[gate])
+    assert (by_default[gate] - pooled[gate]).abs().max() > 1e-4

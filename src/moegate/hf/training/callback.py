@@ -72,6 +72,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         """Take over the state of a resumed run."""
         _go_first(self, inspect.currentframe())
         monitor = self._watch(args, kwargs["model"])
+        monitor.clear()
         if state.global_step and monitor.bias is not None:
             self._resume([_checkpoint(args, state), args.resume_from_checkpoint], monitor)
         if self._load_path is not None and state.is_world_process_zero:

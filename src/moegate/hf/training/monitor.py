@@ -133,6 +133,12 @@ class RoutingMonitor:
                 self.bias.update(total.load)
         self._step.clear()
 
+    def clear(self) -> None:
+        """Forget what training has counted, such as that of a run that was broken off."""
+        self._step.clear()
+        self.window.clear()
+        self._loss_sums = {}
+
     @property
     def has_counts(self) -> bool:
         """Whether the window holds any token."""
