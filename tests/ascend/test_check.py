@@ -156,12 +156,37 @@ def test_experts_without_weights_are_scored_and_get_no_row() -> None:
             check_config({**CONFIGS["longcat_flash"], "zero_expert_num": number})
 
 
-@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES.keys() - {"llama4", "dots1"}))
+# Their rules have no call on Ascend, or no rule reads their configuration; see the two tests below.
+NO_CALL = {"doge", "phimoe"}
+REFUSED = {"muse_spark_text": "output_multiplier"}
+# Dense unless their configuration says otherwise.
+DENSE_BY_DEFAULT = {"gemma4_text", "diffusion_gemma_text"}
+
+
+def default_config(model_type: str) -> dict[str, Any]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CONFIG_MAPPING[model_type]().get_text_config()
+    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    return values | ({"num_experts": 8} if model_type in DENSE_BY_DEFAULT else {})
+
+
+@pytest.mark.parametrize("model_type", sorted(NO_CALL))
+def test_a_rule_without_a_call(model_type: str) -> None:
+    assert check_config(default_config(model_type)).gates == ()
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_a_configuration_that_no_rule_reads(model_type: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[model_type]):
+        check_config(default_config(model_type))
+
+
+@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES.keys() - {"llama4", "dots1"} - NO_CALL - REFUSED.keys()))
 def test_the_bias_is_that_of_the_models_code(model_type: str) -> None:
     """The default configuration of every known type, by the router of transformers."""
     transformers = pytest.importorskip("transformers")
     config = transformers.CONFIG_MAPPING[model_type]().get_text_config()
-    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    values = default_config(model_type)
     if not values.keys() & set(ALIASES["num_experts_per_tok"]):
         values["num_experts_per_tok"] = 1
     folder = Path(inspect.getfile(type(config))).parent

@@ -10,6 +10,7 @@ from moegate.ascend.complaints import Subject, Watch, watch
 from moegate.ascend.gate_calls import GateCall, gate_call, has_bias_by_custom, moving_calls
 from moegate.ascend.generations import Acceptance, accepted_by
 from moegate.config import ALIASES, rule_from_config
+from moegate.model_types import PARTS
 from moegate.parts import check_integer
 from moegate.rule import RoutingRule
 
@@ -148,8 +149,10 @@ def _check_lengths(part: Mapping[str, Any]) -> None:
 
 
 def _num_experts(part: Mapping[str, Any]) -> int:
+    within = part.get(PARTS.get(str(part.get("model_type")), ""))
+    values = {**part, **within} if isinstance(within, Mapping) else part
     for name in ALIASES["num_experts"]:
-        number = part.get(name)
+        number = values.get(name)
         if isinstance(number, int) and not isinstance(number, bool):
             if number > _MOST_EXPERTS:
                 raise ValueError(f"{name}={number:.3g} is no number of experts: expected at most {_MOST_EXPERTS}.")

@@ -40,6 +40,8 @@ def canvas_of(page: "Page", title: str) -> "Locator":
 
 
 def rows_of(table: "Locator") -> list[list[str]]:
+    # A table that has just been unfolded is filled a moment later.
+    table.locator("tbody tr").first.wait_for(state="attached")
     return [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
 
 
