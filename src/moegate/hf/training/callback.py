@@ -12,6 +12,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from moegate.balance.controllers import BiasController
 from moegate.hf.training.alarms import Alarms, RoutingWarning
+from moegate.hf.training.log_steps import readings_since_log
 from moegate.hf.training.matrices import LoadFile
 from moegate.hf.training.monitor import RoutingMonitor
 from moegate.hf.training.run_state import load_state, save_state
@@ -163,16 +164,8 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]  # transformers pu
         )
 
     def _training(self, monitor: RoutingMonitor, state: TrainerState) -> dict[str, float]:
-        readings = monitor.metrics()
-        losses = monitor.layer_losses()
-        if losses:
-            readings |= {
-                "balance_loss/mean": sum(losses.values()) / len(losses),
-                "balance_loss/max": max(losses.values()),
-            }
-        if self._warns and self._alarms is not None and state.is_world_process_zero:
-            spread = {} if monitor.bias is None else monitor.bias.spread()
-            self._alarms.look(monitor.window, step=state.global_step, spread=spread)
+        alarms = self._alarms if self._warns and state.is_world_process_zero else None
+        readings = readings_since_log(monitor, alarms, state.global_step)
         if self._file is not None:
             self._file.write(monitor.window, step=state.global_step, split="train")
         monitor.window.clear()

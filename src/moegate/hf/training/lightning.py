@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moegate.balance.controllers import BiasController
 from moegate.hf.training.alarms import Alarms
+from moegate.hf.training.log_steps import readings_since_log
 from moegate.hf.training.matrices import LoadFile
 from moegate.hf.training.monitor import RoutingMonitor
 from moegate.hf.training.tally import Tally
@@ -87,15 +88,8 @@ class RoutingCallback(Callback):  # type: ignore[misc]  # lightning is optional,
         monitor.step()
         if self._steps % trainer.log_every_n_steps:
             return
-        readings = monitor.metrics()
-        if losses := monitor.layer_losses():
-            readings |= {
-                "balance_loss/mean": sum(losses.values()) / len(losses),
-                "balance_loss/max": max(losses.values()),
-            }
-        if self._warns and self._alarms is not None and trainer.is_global_zero:
-            spread = {} if monitor.bias is None else monitor.bias.spread()
-            self._alarms.look(monitor.window, step=self._steps, spread=spread)
+        alarms = self._alarms if self._warns and trainer.is_global_zero else None
+        readings = readings_since_log(monitor, alarms, self._steps)
         self._log(pl_module, monitor.window, readings, "train")
         monitor.window.clear()
 
