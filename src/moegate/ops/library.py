@@ -1,15 +1,18 @@
 """Where operators are registered: one schema each, a reference for every device, and the CPU kernels where they are.
 
-``MOEGATE_KERNEL=0`` leaves the kernels out; ``MOEGATE_ISA`` forces an instruction set (``scalar``, ``avx2``,
+``MOEGATE_KERNEL=0`` leaves the kernels out; ``MOEGATE_KERNEL=triton`` serves CPU tensors by the Triton kernels, in Triton's
+interpreter (with ``TRITON_INTERPRET=1``), for tests; ``MOEGATE_ISA`` forces an instruction set (``scalar``, ``avx2``,
 ``avx512``, ``avx512_bf16``); ``MOEGATE_STRICT=1`` makes missing kernels an error; ``MOEGATE_LIBRARY`` names a library
 to load in place of the installed one, such as one built with sanitizers.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch
 
 NAMESPACE = "moegate"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_TRITON_KEYS = ("CUDA", "XPU") if importlib.util.find_spec("triton") else ()
+_INTERPRETED = os.environ.get("MOEGATE_KERNEL") == "triton"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,28 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
     _LIBRARY.impl(schema[: schema.index("(")], reference, "CompositeExplicitAutograd")
 
 
+def implement(name: str, place: str) -> None:
+    """Registers the Triton implementation of a defined operator, which is imported when it is first called.
+
+    Args:
+        name: of the operator.
+        place: ``"package.module:function"``.
+    """
+
+    def launch(*arguments: Any) -> Any:
+        return _imported(place)(*arguments)
+
+    for key in (*_TRITON_KEYS, "CPU") if _INTERPRETED else _TRITON_KEYS:
+        _LIBRARY.impl(name, launch, key)
+
+
+@cache
+def _imported(place: str) -> Callable[..., Any]:
+    module, function = place.split(":")
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return imported
+
+
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """Registers what an operator returns in shapes and types alone, for ``torch.compile`` and ``torch.export``."""
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
@@ -51,6 +78,8 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
 def _load() -> Kernels:
     if os.environ.get("MOEGATE_KERNEL") == "0":
         return Kernels(False, "switched off by MOEGATE_KERNEL=0")
+    if _INTERPRETED:
+        return Kernels(False, "Triton's interpreter serves by MOEGATE_KERNEL=triton")
     path = os.environ.get("MOEGATE_LIBRARY") or _installed()
     if path is None:
         return Kernels(False, _why_not_built())

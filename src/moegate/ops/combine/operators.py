@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from moegate.ops.combine.reference import combine_reference, row_dots_reference
-from moegate.ops.library import define, register_fake
+from moegate.ops.library import define, implement, register_fake
 from moegate.ops.permute.reference import check_range, permute_reference, wide_type
 from moegate.ops.permute.shapes import check_alike, check_matrix, check_places, check_weights
 
@@ -84,6 +84,8 @@ def define_operators() -> None:
     define(
         f"permute_backward(Tensor grad, Tensor hidden, {places}, Tensor weights) -> (Tensor, Tensor)", _permute_backward
     )
+    for name in ("combine", "row_dots", "combine_backward", "permute_backward"):
+        implement(name, f"moegate.ops.combine.gpu_operator:{name}")
     register_fake("combine", _combine_fake)
     register_fake("row_dots", _row_dots_fake)
     register_fake("combine_backward", _backward_fake)

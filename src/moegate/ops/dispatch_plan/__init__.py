@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moegate.ops.dispatch_plan.reference import dispatch_plan_reference
 from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
-from moegate.ops.library import define, register_fake
+from moegate.ops.library import define, implement, register_fake
 from moegate.ops.transforms import is_mapped
 
 __all__ = ["Places", "dispatch_plan"]
@@ -54,6 +54,7 @@ def _fake(
     return counts_E, torch.empty_like(counts_E), slot_R, index_TK.new_empty(index_TK.shape, dtype=torch.int64)
 
 
+implement("dispatch_plan", "moegate.ops.dispatch_plan.gpu_operator:dispatch_plan")
 register_fake("dispatch_plan", _fake)
 _dispatch_plan = torch.ops.moegate.dispatch_plan.default
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from moegate.ops.experts.backward_reference import experts_backward_reference
-from moegate.ops.library import KERNELS, define, register_autograd, register_fake
+from moegate.ops.library import KERNELS, define, implement, register_autograd, register_fake
 
 __all__ = ["kernel_serves"]
 
@@ -145,6 +145,7 @@ define(
     "int activation, bool needs_rows, Tensor(a!) grad_up, Tensor(b!) grad_down) -> Tensor",
     _experts_backward_into,
 )
+implement("experts_backward", "moegate.ops.experts.gpu_operator:experts_backward")
 register_fake("experts_backward", _empty_gradients)
 register_fake("experts_backward_into", _fake_into)
 

@@ -8,7 +8,7 @@ product is taken in float32 (float64 in float64) and rounded once. ``slot`` and 
 import torch
 from torch import Tensor
 
-from moegate.ops.library import define, register_fake
+from moegate.ops.library import define, implement, register_fake
 from moegate.ops.permute.calling import fitting_weights, needs_graph, needs_reference
 from moegate.ops.permute.reference import check_range, permute_reference
 from moegate.ops.permute.shapes import check_matrix, check_places, check_weights
@@ -34,6 +34,7 @@ def _fake(hidden_TD: Tensor, slot_R: Tensor, inverse_TK: Tensor, weights_TK: Ten
 
 
 define("permute(Tensor hidden, Tensor slot, Tensor inverse, Tensor? weights) -> Tensor", _reference)
+implement("permute", "moegate.ops.permute.gpu_operator:permute")
 register_fake("permute", _fake)
 _permute = torch.ops.moegate.permute.default
 

@@ -98,6 +98,8 @@ def _backward_fake(*inputs: Any) -> Tensor:
     return fake
 
 
+for _name in ("topk_gate", "topk_gate_statistics", "topk_gate_backward"):
+    library.implement(_name, f"moegate.ops.topk_gate.gpu_operator:{_name}")
 library.register_fake("topk_gate", _gate_fake)
 library.register_fake("topk_gate_statistics", _statistics_fake)
 library.register_fake("topk_gate_backward", _backward_fake)
