@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from moegate.ops.synchronization import may_look
 from moegate.ops.transforms import is_transformed
 
 
@@ -68,7 +69,8 @@ def flat_token_ids(token_ids: Tensor | None, batch_shape: tuple[int, ...], like:
 def flat_expert_index(values: object, batch_shape: tuple[int, ...], num_experts: int, like: Tensor) -> Tensor:
     """The experts of each token as ``[T, K]`` int64 with ``-1`` in empty slots.
 
-    Raises unless every token has as many slots as the others, and no expert twice.
+    Raises unless every token has as many slots as the others, and no expert twice or that does not exist; the numbers
+    are looked at only where ``moegate.ops.synchronization.may_look`` allows it.
     """
     shape = ", ".join((*(str(size) for size in batch_shape), "K"))
     wanted = f"an integer tensor of the experts of each token, [{shape}], with -1 for an empty slot"
@@ -79,8 +81,7 @@ def flat_expert_index(values: object, batch_shape: tuple[int, ...], num_experts:
         raise ValueError(f"expert_index must be {wanted}; got the shape {tuple(values.shape)}.")
     check_device("expert_index", values, like)
     index_TK = values.reshape(num_tokens, values.shape[-1]).to(torch.int64)
-    # Neither a compiler nor torch.func can look at values.
-    if not (torch.compiler.is_compiling() or is_transformed()):
+    if may_look(index_TK) and not is_transformed():
         _check_experts(index_TK, num_experts)
     return index_TK
 

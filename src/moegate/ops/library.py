@@ -21,7 +21,7 @@ import torch
 NAMESPACE = "moegate"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TRITON_KEYS = ("CUDA", "XPU") if importlib.util.find_spec("triton") else ()
-_INTERPRETED = os.environ.get("MOEGATE_KERNEL") == "triton"
+INTERPRETED = os.environ.get("MOEGATE_KERNEL") == "triton"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def implement(name: str, place: str) -> None:
     def launch(*arguments: Any) -> Any:
         return _imported(place)(*arguments)
 
-    for key in (*_TRITON_KEYS, "CPU") if _INTERPRETED else _TRITON_KEYS:
+    for key in (*_TRITON_KEYS, "CPU") if INTERPRETED else _TRITON_KEYS:
         _LIBRARY.impl(name, launch, key)
 
 
@@ -78,7 +78,7 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
 def _load() -> Kernels:
     if os.environ.get("MOEGATE_KERNEL") == "0":
         return Kernels(False, "switched off by MOEGATE_KERNEL=0")
-    if _INTERPRETED:
+    if INTERPRETED:
         return Kernels(False, "Triton's interpreter serves by MOEGATE_KERNEL=triton")
     path = os.environ.get("MOEGATE_LIBRARY") or _installed()
     if path is None:

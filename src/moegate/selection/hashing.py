@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moegate.arguments import check_device
 from moegate.ops.ordered_topk import topk_by_key
+from moegate.ops.synchronization import may_look
 from moegate.parts import check_integer, check_positive_integer
 from moegate.selection.candidates import Candidates, Selected, Selection, check_top_k
 
@@ -71,7 +72,7 @@ class Hash(Selection):
         check_device("hash_table", table_VK, like)
 
     def _look_up(self, token_ids_T: Tensor, table_VK: Tensor, num_experts: int) -> Tensor:
-        if torch.compiler.is_compiling() or token_ids_T.numel() == 0:
+        if token_ids_T.numel() == 0 or not (may_look(token_ids_T) and may_look(table_VK)):
             return table_VK[token_ids_T].to(torch.int64)
         if int(token_ids_T.min()) < 0 or int(token_ids_T.max()) >= table_VK.shape[0]:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from moegate.ops.dispatch_plan.reference import dispatch_plan_reference
 from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 from moegate.ops.library import define, implement, register_fake
-from moegate.ops.transforms import is_mapped
+from moegate.ops.synchronization import may_look
 
 __all__ = ["Places", "dispatch_plan"]
 
@@ -97,6 +97,6 @@ def dispatch_plan(
         )
     if fill and (capacity is None or alignment != 1):
         raise ValueError("fill=True pads to the capacity: give it one, and leave alignment 1.")
-    trim = not (torch.compiler.is_compiling() or index_TK.is_meta or is_mapped(index_TK))
+    trim = may_look(index_TK)
     limit = -1 if capacity is None else capacity
     return Places(*_dispatch_plan(index_TK, num_experts, alignment, limit, fill, trim))

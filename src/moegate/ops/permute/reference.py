@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from moegate.ops.synchronization import may_look
+
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
     """What elements are multiplied and added in: float32, or the type itself where that is wider."""
@@ -21,6 +23,6 @@ def permute_reference(hidden_TD: Tensor, slot_R: Tensor, inverse_TK: Tensor, wei
 
 
 def check_range(name: str, values: Tensor, limit: int) -> None:
-    """Raises RuntimeError as the C++ operators do. Not on other devices, where to look costs a synchronization."""
-    if values.device.type == "cpu" and bool(((values < -1) | (values >= limit)).any()):
+    """Raises RuntimeError as the C++ operators do, where the numbers may be looked at."""
+    if may_look(values) and bool(((values < -1) | (values >= limit)).any()):
         raise RuntimeError(f"{name} holds a number below -1 or above {limit - 1}: -1 stands for none.")
