@@ -29,6 +29,8 @@ def _index_fake(values_TN: Tensor, k: int, excluded_TN: Tensor | None = None) ->
     return values_TN.new_empty(values_TN.shape[0], k, dtype=torch.int64)
 
 
+library.implement("ordered_topk", "moegate.ops.ordered_topk.gpu_operator:ordered_topk")
+library.implement("topk_by_key", "moegate.ops.ordered_topk.gpu_operator:topk_by_key")
 library.register_fake("ordered_topk", _index_fake)
 library.register_fake("topk_by_key", _index_fake)
 

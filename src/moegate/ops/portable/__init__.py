@@ -36,6 +36,7 @@ def _float32_reference(logits: Tensor, score: str) -> Tensor:
 
 
 library.define("portable_scores(Tensor logits, str score) -> Tensor", _float32_reference)
+library.implement("portable_scores", "moegate.ops.portable.gpu_operator:portable_scores")
 library.register_fake("portable_scores", lambda logits, score: logits.new_empty(logits.shape, dtype=torch.float32))
 
 

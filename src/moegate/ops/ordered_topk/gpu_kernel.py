@@ -1,0 +1,242 @@
+"""Top-k with a total order in Triton, for rows of any length.
+
+Few of a short row are taken one by one, by ``rounds_kernel``. Otherwise a row is read twice. First for a threshold:
+every lane keeps the greatest it sees, and the k-th greatest lane is a rank that at least k elements reach, and hardly
+more, as long as there are more lanes than k. Then for the candidates, the elements that reach it, which are written as
+keys side by side. Where equal values make them too many, the exact k-th greatest is found by bisection, and of the
+elements equal to it only the first are taken. ``sorted_keys_kernel`` puts the candidates of a row in order.
+
+Names ending in letters give the axes: ``t`` rows of the program, ``n`` elements, ``l`` lanes, ``k`` places.
+"""
+
+import triton
+import triton.language as tl
+
+from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, index_of, keys_of, ordered
+from moegate.ops.portable.gpu_kernel import score_of
+
+_NOWHERE = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def rank_of(x):
+    """The int32 of the same order; an int32 is its own rank."""
+    if x.dtype == tl.int32:
+        return x
+    return ordered(x.to(tl.float32))
+
+
+@triton.jit
+def rounds_kernel(
+    values_ptr, excluded_ptr, index_ptr, num_rows, num_values, stride_t, stride_n, excluded_stride_t, excluded_stride_n,
+    K: tl.constexpr, HAS_EXCLUDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The ``K`` greatest of ``BLOCK_T`` rows, one after the other: the greatest rank, then the first that has it."""
+    row_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    place_n = tl.arange(0, BLOCK_N)
+    slot_k = tl.arange(0, BLOCK_K)
+    real_tn = (row_t < num_rows)[:, None] & (place_n < num_values)[None, :]
+    wide_n = place_n.to(tl.int64)
+    x_tn = tl.load(values_ptr + row_t[:, None] * stride_t + wide_n[None, :] * stride_n, mask=real_tn, other=0)
+    rank_tn = tl.where(real_tn, rank_of(x_tn), EXCLUDED)
+    if HAS_EXCLUDED:
+        excluded_tn = excluded_ptr + row_t[:, None] * excluded_stride_t + wide_n[None, :] * excluded_stride_n
+        rank_tn = tl.where(tl.load(excluded_tn, mask=real_tn, other=0) != 0, EXCLUDED, rank_tn)
+    # What has been taken, or is none, has the last rank and no place, so even among its equals it is never the first.
+    place_tn = tl.where(real_tn, place_n[None, :], _NOWHERE)
+    found_tk = tl.full((BLOCK_T, BLOCK_K), 0, tl.int32)
+    for k in tl.static_range(K):
+        best_t = tl.max(rank_tn, axis=1)
+        first_t = tl.min(tl.where(rank_tn == best_t[:, None], place_tn, _NOWHERE), axis=1)
+        found_tk = tl.where(slot_k[None, :] == k, first_t[:, None], found_tk)
+        taken_tn = place_tn == first_t[:, None]
+        rank_tn = tl.where(taken_tn, EXCLUDED, rank_tn)
+        place_tn = tl.where(taken_tn, _NOWHERE, place_tn)
+    out_tk = index_ptr + row_t[:, None] * K + slot_k[None, :]
+    tl.store(out_tk, found_tk, mask=(row_t < num_rows)[:, None] & (slot_k < K)[None, :])
+
+
+@triton.jit
+def read_ranks(
+    row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The ranks of some elements of a row, and which of them are NaN."""
+    real = place < num_values
+    wide = place.to(tl.int64)
+    x = tl.load(row_ptr + wide * stride_n, mask=real, other=0)
+    if x.dtype == tl.int32:
+        rank = x
+        spoiled = x != x
+    else:
+        z = x.to(tl.float32)
+        spoiled = z != z
+        z = score_of(z, greatest, total, SCORE)
+        if HAS_BIAS:
+            z += tl.load(bias_ptr + place, mask=real, other=0.0)
+        rank = ordered(z)
+    if HAS_EXCLUDED:
+        excluded = tl.load(excluded_ptr + (place // GROUP_SIZE).to(tl.int64) * excluded_stride_n, mask=real, other=0)
+        rank = tl.where(excluded != 0, EXCLUDED, rank)
+    return tl.where(real, rank, EXCLUDED), spoiled
+
+
+@triton.jit
+def reached_by(rank_l, K):
+    """The greatest rank that ``K`` of the lanes reach, or any that exactly ``K`` reach; and the greatest of all."""
+    greatest = tl.max(rank_l, axis=0).to(tl.int64)
+    least = tl.full((), EXCLUDED, tl.int64)
+    most = greatest
+    while least < most:
+        middle = (least + most + 1) >> 1
+        count = tl.sum((rank_l >= middle.to(tl.int32)).to(tl.int32), axis=0)
+        most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
+        least = tl.where(count >= K, middle, least)
+    return least, greatest
+
+
+@triton.jit
+def exact_threshold(
+    row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total, least, most, K,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """As ``reached_by``, of a whole row, between two ranks; and at most as many as lie above it, so at least so many."""
+    above = tl.full((), 0, tl.int32)
+    # Too many candidates are mostly the equals of the first threshold, so what lies next to it is asked first.
+    middle = least + 1
+    while least < most:
+        count_n = tl.full((BLOCK_N,), 0, tl.int32)
+        for start in range(0, num_values, BLOCK_N):
+            place_n = start + tl.arange(0, BLOCK_N)
+            rank_n, _ = read_ranks(
+                row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
+                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            )  # fmt: skip
+            count_n += ((place_n < num_values) & (rank_n >= middle.to(tl.int32))).to(tl.int32)
+        count = tl.sum(count_n, axis=0)
+        above = tl.where(count < K, count, above)
+        most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
+        least = tl.where(count >= K, middle, least)
+        middle = (least + most + 1) >> 1
+    return least, above
+
+
+@triton.jit
+def write_candidates(
+    row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
+    threshold, ties,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    LIMITS_TIES: tl.constexpr, BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """Writes the keys of the elements that reach a rank, of its equals the first few; returns how many there are."""
+    found = tl.full((), 0, tl.int32)
+    equal_before = tl.full((), 0, tl.int32)
+    for start in range(0, num_values, BLOCK_N):
+        place_n = start + tl.arange(0, BLOCK_N)
+        rank_n, _ = read_ranks(
+            row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
+            greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+        )  # fmt: skip
+        taken_n = ((place_n < num_values) & (rank_n >= threshold)).to(tl.int32)
+        # Most blocks of a long row hold none.
+        if tl.max(taken_n, axis=0) > 0:
+            if LIMITS_TIES:
+                equal_n = taken_n * (rank_n == threshold).to(tl.int32)
+                too_late_n = (equal_n > 0) & (equal_before + tl.cumsum(equal_n, axis=0) > ties)
+                taken_n = tl.where(too_late_n, 0, taken_n)
+                equal_before += tl.sum(equal_n, axis=0)
+            target_n = found + tl.cumsum(taken_n, axis=0) - 1
+            tl.store(keys_ptr + target_n, keys_of(rank_n, place_n), mask=(taken_n > 0) & (target_n < CAPACITY))
+            found += tl.sum(taken_n, axis=0)
+    return found
+
+
+@triton.jit
+def candidates_kernel(
+    values_ptr, excluded_ptr, bias_ptr, mask_ptr, softmax_ptr, keys_ptr, spoiled_ptr,
+    num_values, stride_t, stride_n, excluded_stride_t, excluded_stride_n, K,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, HAS_MASK: tl.constexpr,
+    WITH_SPOILED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """At least the ``K`` greatest of one row, as at most ``CAPACITY`` keys in any order; the rest is ``LOWEST``."""
+    row = tl.program_id(0).to(tl.int64)
+    if HAS_MASK:
+        if tl.load(mask_ptr + row) == 0:
+            return
+    greatest, total = 0.0, 1.0
+    if SCORE == "softmax":
+        greatest, total = tl.load(softmax_ptr + 2 * row), tl.load(softmax_ptr + 2 * row + 1)
+    row_ptr = values_ptr + row * stride_t
+    if HAS_EXCLUDED:
+        excluded_ptr += row * excluded_stride_t
+    keys_ptr += row * CAPACITY
+    DEPTH: tl.constexpr = BLOCK_N // LANES
+    spread_dl = tl.arange(0, DEPTH)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    lane_l = tl.full((LANES,), EXCLUDED, tl.int32)
+    spoiled_l = tl.full((LANES,), 0, tl.int32)
+    for start in range(0, num_values, BLOCK_N):
+        rank_dl, spoiled_dl = read_ranks(
+            row_ptr, excluded_ptr, bias_ptr, start + spread_dl, num_values, stride_n, excluded_stride_n,
+            greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+        )  # fmt: skip
+        lane_l = tl.maximum(lane_l, tl.max(rank_dl, axis=0))
+        if WITH_SPOILED:
+            spoiled_l = tl.maximum(spoiled_l, tl.max(spoiled_dl.to(tl.int32), axis=0))
+    if WITH_SPOILED:
+        tl.store(spoiled_ptr + row, tl.max(spoiled_l, axis=0))
+    least, most = reached_by(lane_l, K)
+    found = write_candidates(
+        row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
+        least.to(tl.int32), num_values, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, False, BLOCK_N, CAPACITY,
+    )  # fmt: skip
+    if found > CAPACITY:
+        least, above = exact_threshold(
+            row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
+            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, BLOCK_N,
+        )  # fmt: skip
+        found = write_candidates(
+            row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
+            least.to(tl.int32), K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, True, BLOCK_N, CAPACITY,
+        )  # fmt: skip
+    target_c = tl.arange(0, CAPACITY)
+    tl.store(keys_ptr + target_c, tl.full((CAPACITY,), LOWEST, tl.int64), mask=target_c >= found)
+
+
+@triton.jit
+def sorted_keys_kernel(
+    keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr
+):
+    """The indices of the ``K`` greatest keys of ``BLOCK_T`` rows, in order."""
+    row_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    slot_c = tl.arange(0, CAPACITY)
+    here_t1 = (row_t < num_rows)[:, None]
+    key_tc = tl.load(keys_ptr + row_t[:, None] * CAPACITY + slot_c[None, :], mask=here_t1, other=LOWEST)
+    key_tc = tl.sort(key_tc, descending=True)
+    out_tc = index_ptr + row_t[:, None] * K + slot_c[None, :]
+    tl.store(out_tc, index_of(key_tc), mask=here_t1 & (slot_c < K)[None, :])
+
+
+@triton.jit
+def all_keys_kernel(
+    values_ptr, excluded_ptr, bias_ptr, softmax_ptr, keys_ptr, spoiled_ptr,
+    num_values, stride_t, stride_n, excluded_stride_t, excluded_stride_n,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, WITH_SPOILED: tl.constexpr,
+    GROUP_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The keys of all elements of one row, for a sort."""
+    row = tl.program_id(0).to(tl.int64)
+    place_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    greatest, total = 0.0, 1.0
+    if SCORE == "softmax":
+        greatest, total = tl.load(softmax_ptr + 2 * row), tl.load(softmax_ptr + 2 * row + 1)
+    if HAS_EXCLUDED:
+        excluded_ptr += row * excluded_stride_t
+    rank_n, spoiled_n = read_ranks(
+        values_ptr + row * stride_t, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
+        greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+    )  # fmt: skip
+    tl.store(keys_ptr + row * num_values + place_n, keys_of(rank_n, place_n), mask=place_n < num_values)
+    if WITH_SPOILED:
+        tl.atomic_max(spoiled_ptr + row, tl.max(spoiled_n.to(tl.int32), axis=0), sem="relaxed")
