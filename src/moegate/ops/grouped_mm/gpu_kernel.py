@@ -49,7 +49,7 @@ def grouped_mm_kernel(
     other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
     inside_o = output_o < num_outputs
     for start in range(0, tl.where(group < num_groups, num_inputs, 0), BLOCK_I):
-        left = _block(left_ri, row_r < BLOCK_R, start + input_i < num_inputs, False, not EVEN_I)
+        left = _block(left_ri, row_r < num_rows, start + input_i < num_inputs, BLOCK_R < 64, not EVEN_I)
         right = _block(weight_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
         sum_ro = added_product(left, right, sum_ro, PRECISION)
         if GATED:
