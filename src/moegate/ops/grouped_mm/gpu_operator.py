@@ -117,10 +117,11 @@ def product(
     slots, scale = scaled or (gathered or Slots(None, 0, 1), None)
     grouped_mm_kernel[(most * triton.cdiv(num_outputs, cut.outputs),)](
         left, weight_EOI, tiles.table, slots.slot_R, scale, out_RO, pre,
-        most, weight_EOI.shape[0], num_inputs, num_outputs, slots.count, slots.of_token,
+        most, weight_EOI.shape[0], num_inputs, num_outputs, slots.count,
         *left.stride(), *weight_EOI.stride(),
         GATHER=gathered is not None, SCALE=scaled is not None, FUNCTION=function, GATED=gated, KEEP=pre is not None,
-        PRECISION=precision_of(left.dtype), EVEN_O=num_outputs % cut.outputs == 0, EVEN_I=num_inputs % cut.inputs == 0,
+        PRECISION=precision_of(left.dtype), SLOTS_OF_ROW=slots.of_token,
+        EVEN_O=num_outputs % cut.outputs == 0, EVEN_I=num_inputs % cut.inputs == 0,
         BLOCK_R=tiles.rows, BLOCK_O=cut.outputs, BLOCK_I=cut.inputs, WINDOW=8 if tiles.rows > 16 else 1,
         num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=True,
     )  # fmt: skip
@@ -160,9 +161,9 @@ def outer(
     blocks = triton.cdiv(num_outputs, block_o) * triton.cdiv(num_inputs, cut.outputs)
     grouped_outer_kernel[(num_groups * blocks,)](
         left, right, offsets_E.contiguous(), slots.slot_R, out_EOI,
-        num_rows, num_outputs, num_inputs, slots.count, slots.of_token, *left.stride(), *right.stride(),
+        num_rows, num_outputs, num_inputs, slots.count, *left.stride(), *right.stride(),
         GATHER_LEFT=gathered_left is not None, GATHER_RIGHT=gathered_right is not None, ADD=add,
-        PRECISION=precision_of(left.dtype),
+        PRECISION=precision_of(left.dtype), SLOTS_OF_ROW=slots.of_token,
         EVEN_O=num_outputs % block_o == 0, EVEN_I=num_inputs % cut.outputs == 0,
         BLOCK_O=block_o, BLOCK_I=cut.outputs, BLOCK_R=cut.inputs,
         num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=True,
