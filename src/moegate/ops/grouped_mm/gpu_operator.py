@@ -14,6 +14,7 @@ from moegate.ops.grouped_mm.gpu_kernel import grouped_mm_kernel
 from moegate.ops.grouped_mm.gpu_kernel_outer import grouped_outer_kernel
 from moegate.ops.grouped_mm.gpu_kernel_tiles import tiles_kernel
 from moegate.ops.grouped_mm.gpu_sizes import outer_cut, product_cut, shared_memory_of, tile_rows
+from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, torch_grouped_outer, uses_torch, zero_tail
 from moegate.ops.grouped_mm.reference import (
     check_grouped_mm,
     check_grouped_outer,
@@ -21,7 +22,7 @@ from moegate.ops.grouped_mm.reference import (
     grouped_outer_reference,
 )
 
-__all__ = ["Slots", "Tiles", "grouped_mm", "grouped_outer", "most_tiles", "outer", "product", "tiles_of"]
+__all__ = ["Slots", "Tiles", "grouped_mm", "grouped_outer", "most_tiles", "outer", "product", "readable", "tiles_of"]
 
 ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
 """The types that the kernels take; sums are float32."""
@@ -190,6 +191,11 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
     check_grouped_mm(rows_RI, weight_EOI, offsets_E)
     if rows_RI.dtype not in ELEMENTS:
         return grouped_mm_reference(rows_RI, weight_EOI, offsets_E)
+    rows_RI = readable(rows_RI)
+    if uses_torch(rows_RI.shape[0], offsets_E, rows_RI, weight_EOI):
+        out_RO = torch_grouped_mm(rows_RI, weight_EOI, offsets_E.int())
+        zero_tail(out_RO, offsets_E)
+        return out_RO
     out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
     product(rows_RI, weight_EOI, tiles_of(offsets_E, rows_RI.shape[0], rows_RI.dtype), out_RO)
     return out_RO
@@ -200,6 +206,19 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tenso
     check_grouped_outer(left_RO, right_RI, offsets_E)
     if left_RO.dtype not in ELEMENTS:
         return grouped_outer_reference(left_RO, right_RI, offsets_E)
+    left_RO, right_RI = readable(left_RO), readable(right_RI)
+    if uses_torch(left_RO.shape[0], offsets_E, left_RO, right_RI):
+        return torch_grouped_outer(left_RO, right_RI, offsets_E.int())
     out_EOI = left_RO.new_empty(offsets_E.shape[0], left_RO.shape[1], right_RI.shape[1])
     outer(left_RO, right_RI, offsets_E, out_EOI)
     return out_EOI
+
+
+def readable(rows: Tensor) -> Tensor:
+    """Rows whose elements lie side by side: others, such as an expanded gradient, are copied to be read in one piece.
+
+    Example:
+        >>> readable(torch.zeros(1, 1).expand(2, 3)).stride()
+        (3, 1)
+    """
+    return rows if rows.stride(1) == 1 else rows.contiguous()
