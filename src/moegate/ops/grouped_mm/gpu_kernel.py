@@ -14,15 +14,15 @@ from moegate.ops.gpu.rounding import added_product, rounded
 @triton.jit
 def grouped_mm_kernel(
     left_ptr, weight_ptr, tiles_ptr, slot_ptr, scale_ptr, out_ptr, pre_ptr,
-    most_tiles, num_groups, num_inputs, num_outputs, num_slots, slots_of_row,
+    most_tiles, num_groups, num_inputs, num_outputs, num_slots,
     stride_r, stride_ri, stride_e, stride_o, stride_i,
     GATHER: tl.constexpr, SCALE: tl.constexpr, FUNCTION: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr,
-    PRECISION: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
+    PRECISION: tl.constexpr, SLOTS_OF_ROW: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """``out[r] = weight[e] @ left[r]`` for one tile of rows and ``BLOCK_O`` outputs; 0 for rows without a group.
 
-    With ``GATHER`` row ``r`` of the left is ``left[slot[r] // slots_of_row]``, or zeros where the slot is none of
+    With ``GATHER`` row ``r`` of the left is ``left[slot[r] // SLOTS_OF_ROW]``, or zeros where the slot is none of
     ``num_slots``. With ``SCALE`` the product is multiplied by ``scale[slot[r]]``. With a ``FUNCTION`` what is written
     is ``act(product)``; ``GATED``, ``act(product) · other``, where ``other`` is the product with the weights' rows
     ``num_outputs`` further on. With ``KEEP`` the products themselves are written to ``pre`` too, side by side.
@@ -38,7 +38,7 @@ def grouped_mm_kernel(
     row_r = tl.arange(0, BLOCK_R)
     output_o = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
     source_r, slot_r, found_r = _sources(
-        slot_ptr, first, row_r, num_rows, num_slots, slots_of_row, GATHER, GATHER or SCALE
+        slot_ptr, first, row_r, num_rows, num_slots, SLOTS_OF_ROW, GATHER, GATHER or SCALE
     )
     input_i = tl.arange(0, BLOCK_I)
     left_ri = left_ptr + source_r[:, None] * stride_r + input_i[None, :].to(tl.int64) * stride_ri
@@ -49,7 +49,7 @@ def grouped_mm_kernel(
     other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
     inside_o = output_o < num_outputs
     for start in range(0, tl.where(group < num_groups, num_inputs, 0), BLOCK_I):
-        left = _block(left_ri, row_r < BLOCK_R, start + input_i < num_inputs, False, not EVEN_I)
+        left = _block(left_ri, row_r < num_rows, start + input_i < num_inputs, BLOCK_R < 64, not EVEN_I)
         right = _block(weight_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
         sum_ro = added_product(left, right, sum_ro, PRECISION)
         if GATED:
@@ -87,7 +87,8 @@ def _place(program, most_tiles, blocks, WINDOW: tl.constexpr):
 
 @triton.jit
 def _sources(
-    slot_ptr, first, row_r, num_rows, num_slots, slots_of_row, GATHER: tl.constexpr, HAS_SLOTS: tl.constexpr
+    slot_ptr, first, row_r, num_rows, num_slots,
+    SLOTS_OF_ROW: tl.constexpr, GATHER: tl.constexpr, HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Which row of the left each row reads, its slot, and whether it has one; lanes behind the tile read its last."""
     source_r = first + tl.minimum(row_r, num_rows - 1)
@@ -98,7 +99,7 @@ def _sources(
         found_r = found_r & (slot_r >= 0) & (slot_r < num_slots)
         slot_r = tl.where(found_r, slot_r, 0)
     if GATHER:
-        source_r = slot_r // slots_of_row
+        source_r = slot_r // SLOTS_OF_ROW
     return source_r, slot_r, found_r
 
 
