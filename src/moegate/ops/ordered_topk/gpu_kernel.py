@@ -119,6 +119,16 @@ def reaches(value, place, num_values, threshold):
 
 
 @triton.jit
+def rank_of_number(value):
+    """``rank_of`` where no float is NaN, in fewer instructions."""
+    if value.dtype == tl.int32:
+        return value
+    # Adding zero turns -0.0 into +0.0; a negative float's bits count downwards.
+    bits = (value + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31).to(tl.uint32, bitcast=True) >> 1).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def between(least, most):
     """The middle of two int32, rounded up, without an overflow."""
     return (least | most) - ((least ^ most) >> 1)
@@ -147,7 +157,7 @@ def write_reaching(value_dl, place_dl, num_values, threshold, keys_ptr, found, C
     before_l = found + tl.cumsum(count_l, axis=0) - count_l
     target_dl = before_l[None, :] + within_dl - 1
     tl.store(
-        keys_ptr + target_dl, keys_of(rank_of(value_dl), place_dl), mask=(taken_dl > 0) & (target_dl < CAPACITY)
+        keys_ptr + target_dl, keys_of(rank_of_number(value_dl), place_dl), mask=(taken_dl > 0) & (target_dl < CAPACITY)
     )
     return found + tl.sum(count_l, axis=0)
 
@@ -226,7 +236,10 @@ def candidates_kernel(
     if HAS_EXCLUDED:
         excluded_ptr += row * excluded_stride_t
     keys_ptr += row * CAPACITY
-    place_dl = tl.arange(0, BLOCK_N // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to read them as one word,
+    # which would cost more than it saves, as what a thread writes are no neighbours.
+    lane_l = tl.arange(0, LANES) ^ tl.program_id(1)
+    place_dl = tl.arange(0, BLOCK_N // LANES)[:, None] * LANES + lane_l[None, :]
     value_dl, spoiled_dl = read_values(
         row_ptr, excluded_ptr, bias_ptr, place_dl, num_values, stride_n, excluded_stride_n,
         greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
@@ -260,11 +273,11 @@ def candidates_kernel(
         most = tl.where(found < K, EXCLUDED + 1, tl.max(rank_l, axis=0))
         threshold, above = exact_threshold(
             row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, BLOCK_N,
+            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES,
         )  # fmt: skip
         found = write_first(
             row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            threshold, K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, BLOCK_N, CAPACITY,
+            threshold, K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES, CAPACITY,
         )  # fmt: skip
     target_c = tl.arange(0, CAPACITY)
     tl.store(keys_ptr + target_c, tl.full((CAPACITY,), LOWEST, tl.int64), mask=target_c >= found)
