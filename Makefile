@@ -22,7 +22,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv kernels demo test test-reference sanitize valgrind check format docs serve-docs bench clean
+.PHONY: help venv kernels demo test test-reference test-triton sanitize valgrind check format docs serve-docs bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ test-reference: $(STAMP) ## routing, dispatch and layers once more without the c
 	OMP_NUM_THREADS=1 MOEGATE_KERNEL=0 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS) \
 	  tests/ops tests/dispatch tests/test_routing.py tests/test_fusion.py tests/test_readings.py tests/test_layer.py \
 	  tests/test_experts.py tests/balance
+
+test-triton: $(STAMP) ## the operators and the contract once more on the Triton kernels, in Triton's interpreter
+	OMP_NUM_THREADS=1 MOEGATE_KERNEL=triton TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS) \
+	  tests/ops tests/contract tests/test_routing.py tests/test_fusion.py tests/test_layer.py
 
 sanitize: $(STAMP) ## the tests of the kernels under the address and undefined-behaviour sanitizers
 	PYTHON=$(BIN)/python scripts/sanitize.sh

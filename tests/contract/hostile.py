@@ -7,12 +7,13 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
+from triton_support import examples
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 31, 64, 100)
 
-thorough = settings(max_examples=50, deadline=None, derandomize=True, database=None)
-brief = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+thorough = settings(max_examples=examples(50), deadline=None, derandomize=True, database=None)
+brief = settings(max_examples=examples(12), deadline=None, derandomize=True, database=None)
 
 # 1.0078125 is the bfloat16 after 1; the finite values are exact in every dtype, so ties stay ties.
 _POOLS: dict[str, list[float]] = {

@@ -1,9 +1,9 @@
-"""Where operators are registered: one schema each, a reference for every device, and the CPU kernels where they are.
+"""Where operators are registered: one schema each, a reference for every device, and the kernels where there are any.
 
-``MOEGATE_KERNEL=0`` leaves the kernels out; ``MOEGATE_KERNEL=triton`` serves CPU tensors by the Triton kernels, in Triton's
-interpreter (with ``TRITON_INTERPRET=1``), for tests; ``MOEGATE_ISA`` forces an instruction set (``scalar``, ``avx2``,
-``avx512``, ``avx512_bf16``); ``MOEGATE_STRICT=1`` makes missing kernels an error; ``MOEGATE_LIBRARY`` names a library
-to load in place of the installed one, such as one built with sanitizers.
+``MOEGATE_KERNEL`` chooses among them, as ``server.py`` says. ``MOEGATE_ISA`` forces an instruction set of the CPU
+kernels (``scalar``, ``avx2``, ``avx512``, ``avx512_bf16``). ``MOEGATE_STRICT=1`` makes it an error where a reference
+serves for want of a kernel. ``MOEGATE_LIBRARY`` names a library to load in place of the installed one, such as one
+built with sanitizers.
 """
 
 import importlib
@@ -18,10 +18,18 @@ from typing import Any
 
 import torch
 
+from moegate.ops.server import HAS_TRITON, SERVER, STRICT, Server
+
 NAMESPACE = "moegate"
+TRITON_KEYS = {
+    Server.KERNELS: ("CUDA", "XPU"),
+    Server.REFERENCES: (),
+    Server.INTERPRETER: ("CUDA", "XPU", "CPU"),
+}[SERVER]
+"""PyTorch's dispatch keys of the devices that Triton kernels serve."""
+IMPLEMENTED: dict[str, str] = {}
+"""The operators that have Triton kernels: name -> ``"package.module:function"``."""
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_TRITON_KEYS = ("CUDA", "XPU") if importlib.util.find_spec("triton") else ()
-INTERPRETED = os.environ.get("MOEGATE_KERNEL") == "triton"
 
 
 @dataclass(frozen=True)
@@ -46,23 +54,44 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
 def implement(name: str, place: str) -> None:
     """Registers the Triton implementation of a defined operator, which is imported when it is first called.
 
+    Without Triton the reference stays in charge, or with ``MOEGATE_STRICT=1`` an error.
+
     Args:
         name: of the operator.
         place: ``"package.module:function"``.
     """
+    IMPLEMENTED[name] = place
 
     def launch(*arguments: Any) -> Any:
-        return _imported(place)(*arguments)
+        return implementation(place)(*arguments)
 
-    for key in (*_TRITON_KEYS, "CPU") if INTERPRETED else _TRITON_KEYS:
-        _LIBRARY.impl(name, launch, key)
+    def refuse(*arguments: Any) -> Any:
+        falls_back(name, "Triton is not installed")
+
+    if HAS_TRITON or STRICT:
+        for key in TRITON_KEYS:
+            _LIBRARY.impl(name, launch if HAS_TRITON else refuse, key)
+
+
+def falls_back(name: str, reason: str) -> None:
+    """What an implementation calls before it hands a call to the reference, for want of a kernel that takes it.
+
+    Raises:
+        RuntimeError: with ``MOEGATE_STRICT=1``.
+
+    Example:
+        >>> falls_back("topk_gate", "float64 logits are for checking gradients")
+    """
+    if STRICT:
+        raise RuntimeError(f"MOEGATE_STRICT=1, and no kernel takes this call of moegate::{name}: {reason}.")
 
 
 @cache
-def _imported(place: str) -> Callable[..., Any]:
+def implementation(place: str) -> Callable[..., Any]:
+    """The function at ``"package.module:function"``, imported now."""
     module, function = place.split(":")
-    imported: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return imported
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -76,10 +105,10 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
 
 
 def _load() -> Kernels:
-    if os.environ.get("MOEGATE_KERNEL") == "0":
+    if SERVER is Server.REFERENCES:
         return Kernels(False, "switched off by MOEGATE_KERNEL=0")
-    if INTERPRETED:
-        return Kernels(False, "Triton's interpreter serves by MOEGATE_KERNEL=triton")
+    if SERVER is Server.INTERPRETER:
+        return Kernels(False, "left out, MOEGATE_KERNEL=triton has Triton kernels instead")
     path = os.environ.get("MOEGATE_LIBRARY") or _installed()
     if path is None:
         return Kernels(False, _why_not_built())
@@ -110,7 +139,7 @@ def _why_not_built() -> str:
 
 
 KERNELS = _load()
-if not KERNELS.loaded and os.environ.get("MOEGATE_STRICT") == "1":
+if STRICT and not KERNELS.loaded and SERVER is not Server.INTERPRETER:
     raise ImportError(f"MOEGATE_STRICT=1, and the CPU kernels are missing: {KERNELS.reason}.")
 
 

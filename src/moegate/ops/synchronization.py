@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moegate.ops.library import INTERPRETED
+from moegate.ops.server import SERVER, Server
 from moegate.ops.transforms import is_mapped
 
 
@@ -17,6 +17,6 @@ def may_look(values: Tensor) -> bool:
         >>> may_look(torch.zeros(2, device="meta"))
         False
     """
-    if values.device.type != "cpu" or INTERPRETED:
+    if values.device.type != "cpu" or SERVER is Server.INTERPRETER:
         return False
     return not (torch.compiler.is_compiling() or is_mapped(values))

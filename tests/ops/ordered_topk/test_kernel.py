@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from triton_support import examples
 
 from moegate.ops import library, ordered_topk, topk_by_key
 from moegate.ops.ordered_topk.reference import ordered_topk_reference, topk_by_key_reference
@@ -23,7 +24,7 @@ def values_of(kind: str, shape: tuple[int, int], generator: np.random.Generator)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(80), deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_values(isa: str, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))

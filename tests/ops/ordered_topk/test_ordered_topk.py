@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from triton_support import examples
 
 from moegate.ops import ordered_topk, topk_by_key
 
@@ -24,7 +25,7 @@ def expected(row: list[float], k: int, excluded: list[bool]) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(100), deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_against_a_sort(dtype: torch.dtype, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 12))

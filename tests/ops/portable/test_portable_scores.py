@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
+from triton_support import examples
 
 from moegate.ops import library
 from moegate.ops.portable import portable_exp, portable_log1p, portable_scores
@@ -34,7 +35,7 @@ def test_kernels_have_the_bits_of_the_reference(isa: str, score: str, spread: fl
 @needs_kernels
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("score", SCORES)
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(40), deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_special_values(isa: str, score: str, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))

@@ -9,12 +9,13 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
+from triton_support import examples
 
 from moegate.ops import library
 from moegate.ops.topk_gate.options import SCORES
 
-thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)
-brief = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+thorough = settings(max_examples=examples(60), deadline=None, derandomize=True, database=None)
+brief = settings(max_examples=examples(20), deadline=None, derandomize=True, database=None)
 
 # Without kernels the same tests run on the reference, so that nothing is left out.
 ALL_ISAS = library.available_isas() or ("reference",)

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from triton_support import examples
 
 from moegate.ops import library
 from moegate.ops.topk_gate import topk_gate
@@ -114,7 +115,7 @@ modes = st.one_of(numbers, st.integers(0, 2**14 - 1))
 
 
 @needs_kernels
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(200), deadline=None, derandomize=True, database=None)
 @given(data=st.data(), statistics=st.booleans())
 def test_the_operators_never_crash(data: st.DataObject, statistics: bool) -> None:
     gate = torch.ops.moegate.topk_gate_statistics if statistics else torch.ops.moegate.topk_gate
@@ -132,7 +133,7 @@ def test_the_operators_never_crash(data: st.DataObject, statistics: bool) -> Non
 
 
 @needs_kernels
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(200), deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_the_operator_accepts_only_what_fits(data: st.DataObject) -> None:
     """Nearly right arguments, so that each check is reached."""
@@ -151,7 +152,7 @@ def test_the_operator_accepts_only_what_fits(data: st.DataObject) -> None:
 
 
 @needs_kernels
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=examples(200), deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_the_gradient_accepts_only_what_fits(data: st.DataObject) -> None:
     good: list[Any] = [

@@ -1,8 +1,11 @@
-"""The plan in Triton: a stable counting sort of the slots in three steps, none of which waits for the host.
+"""The plan in Triton: a stable counting sort of the slots, in one launch where they are few, else in two.
 
-``count`` numbers the slots of each block among those of the same expert before them, and counts them; ``accumulate``
-turns the blocks' counts into how many slots of each expert lie in earlier blocks; ``place`` writes both ways between
-slots and rows. Nothing depends on the order in which programs run.
+Slots are taken in blocks of ``BLOCK_N``, blocks in groups. ``count_kernel`` writes, for each block, how many slots of
+each expert lie in earlier blocks of its group, and for each group how many lie in it. ``place_kernel`` adds up the
+groups, and finds the rank of a slot in its own block from bits: ``count_kernel`` leaves one word for each 32 slots and
+each binary digit of their experts, and the slots of one's own expert are where all digits agree. That takes an
+operation for each digit and 32 slots; to compare with each slot would take 32. Nothing depends on the order in which
+programs run, and nothing waits for the host.
 """
 
 import triton
@@ -10,75 +13,172 @@ import triton.language as tl
 
 
 @triton.jit
-def expert_of(index_ptr, slot_n, num_slots, num_experts, stride_t, stride_k, K: tl.constexpr):
-    """The expert of each slot; ``num_experts`` for an empty one."""
-    token_n, k_n = slot_n // K, slot_n % K
-    place_n = token_n.to(tl.int64) * stride_t + k_n.to(tl.int64) * stride_k
+def expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k):
+    """The expert of each slot; -1 for an empty one, and for a number that is no expert's."""
+    place_n = (slot_n // top_k).to(tl.int64) * stride_t + (slot_n % top_k).to(tl.int64) * stride_k
     expert_n = tl.load(index_ptr + place_n, mask=slot_n < num_slots, other=-1)
-    return tl.where((expert_n < 0) | (expert_n >= num_experts), num_experts, expert_n).to(tl.int32)
+    return tl.where((expert_n >= 0) & (expert_n < num_experts), expert_n, -1).to(tl.int32)
+
+
+@triton.jit
+def set_bits(word):
+    """How many bits of an int32 are 1; compilers know this form."""
+    word = word.to(tl.uint32, bitcast=True)
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def write_digits(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """``words [DIGITS, BLOCK_N / 32]``: a bit for each slot, which is that digit of its expert."""
+    ROWS: tl.constexpr = BLOCK_N // 32
+    lane_l, row_s = tl.arange(0, 32), tl.arange(0, ROWS)
+    expert_sl = tl.reshape(expert_n, (ROWS, 32))
+    for digit in tl.static_range(DIGITS):
+        tl.store(words_ptr + digit * ROWS + row_s, tl.sum(((expert_sl >> digit) & 1) << lane_l[None, :], axis=1))
+
+
+@triton.jit
+def rank_in_block(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Slots of the same expert before each slot of a block."""
+    ROWS: tl.constexpr = BLOCK_N // 32
+    row_s = tl.arange(0, ROWS)
+    before_ns = tl.arange(0, BLOCK_N)[:, None] - 32 * row_s[None, :]
+    same_ns = tl.where(before_ns >= 32, -1, (1 << tl.minimum(tl.maximum(before_ns, 0), 31)) - 1)
+    for digit in tl.static_range(DIGITS):
+        word_s = tl.load(words_ptr + digit * ROWS + row_s)
+        same_ns &= word_s[None, :] ^ (((expert_n >> digit) & 1) - 1)[:, None]
+    return tl.sum(set_bits(same_ns), axis=1)
+
+
+@triton.jit
+def count_group(
+    index_ptr, words_ptr, before_ptr, totals_ptr, group, group_size, num_blocks,
+    num_slots, num_experts, top_k, stride_t, stride_k,
+    DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """``before [B, E]`` and ``words`` of the blocks of a group, and its row of ``totals [G, E]``."""
+    bin_e = tl.arange(0, BLOCK_E)
+    first = group * group_size
+    seen_e = tl.zeros((BLOCK_E,), before_ptr.dtype.element_ty)
+    for block in range(first, tl.minimum(first + group_size, num_blocks)):
+        slot_n = tl.cast(block, before_ptr.dtype.element_ty) * BLOCK_N + tl.arange(0, BLOCK_N)
+        expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
+        write_digits(expert_n, words_ptr + tl.cast(block, tl.int64) * (DIGITS * (BLOCK_N // 32)), DIGITS, BLOCK_N)
+        tl.store(before_ptr + tl.cast(block, tl.int64) * num_experts + bin_e, seen_e, mask=bin_e < num_experts)
+        seen_e += tl.histogram(expert_n, BLOCK_E, mask=expert_n >= 0)
+    tl.store(totals_ptr + tl.cast(group, tl.int64) * num_experts + bin_e, seen_e, mask=bin_e < num_experts)
+
+
+@triton.jit
+def clear_rows(slot_ptr, num_rows, part, num_parts, BLOCK: tl.constexpr):
+    """No row has a slot, until one is placed there."""
+    for start in range(tl.cast(part, tl.int64) * BLOCK, num_rows, num_parts * BLOCK):
+        row_r = start + tl.arange(0, BLOCK)
+        tl.store(slot_ptr + row_r, tl.full((BLOCK,), -1, tl.int64), mask=row_r < num_rows)
+
+
+@triton.jit
+def add_groups(totals_ptr, group, num_groups, num_experts, BLOCK_G: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The slots of each expert in all groups, and in those before this one."""
+    bin_e = tl.arange(0, BLOCK_E)
+    all_ge = tl.zeros((BLOCK_G, BLOCK_E), totals_ptr.dtype.element_ty)
+    earlier_ge = tl.zeros((BLOCK_G, BLOCK_E), totals_ptr.dtype.element_ty)
+    for start in range(0, num_groups, BLOCK_G):
+        row_g = start + tl.arange(0, BLOCK_G)
+        inside_ge = (row_g < num_groups)[:, None] & (bin_e < num_experts)[None, :]
+        total_ge = tl.load(totals_ptr + row_g[:, None] * num_experts + bin_e[None, :], mask=inside_ge, other=0)
+        all_ge += total_ge
+        earlier_ge += tl.where((row_g < group)[:, None], total_ge, 0)
+    return tl.sum(all_ge, axis=0), tl.sum(earlier_ge, axis=0)
+
+
+@triton.jit
+def place_group(
+    index_ptr, words_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
+    group, part, num_parts, group_size, num_groups, num_blocks,
+    num_slots, num_experts, top_k, stride_t, stride_k, alignment, capacity,
+    FILL: tl.constexpr, DROPS: tl.constexpr,
+    DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """Rows and slots of every ``num_parts``-th block of a group, each at the other's place."""
+    bin_e = tl.arange(0, BLOCK_E)
+    assigned_e, earlier_e = add_groups(totals_ptr, group, num_groups, num_experts, BLOCK_G, BLOCK_E)
+    kept_e = tl.minimum(assigned_e, capacity).to(assigned_e.dtype)
+    if FILL:
+        rows_e = tl.where(bin_e < num_experts, capacity, 0).to(assigned_e.dtype)
+    else:
+        rows_e = (kept_e + (alignment - 1)) // alignment * alignment
+    ends_e = tl.cumsum(rows_e, axis=0)
+    first_e = ends_e - rows_e
+    if group + part == 0:
+        tl.store(counts_ptr + bin_e, kept_e.to(tl.int64), mask=bin_e < num_experts)
+        tl.store(offsets_ptr + bin_e, ends_e.to(tl.int64), mask=bin_e < num_experts)
+    first = group * group_size
+    for block in range(first + part, tl.minimum(first + group_size, num_blocks), num_parts):
+        slot_n = tl.cast(block, before_ptr.dtype.element_ty) * BLOCK_N + tl.arange(0, BLOCK_N)
+        expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
+        used_n, bin_n = expert_n >= 0, tl.maximum(expert_n, 0)
+        before_n = tl.load(before_ptr + tl.cast(block, tl.int64) * num_experts + bin_n, mask=used_n, other=0)
+        words_of_block = words_ptr + tl.cast(block, tl.int64) * (DIGITS * (BLOCK_N // 32))
+        before_n += rank_in_block(expert_n, words_of_block, DIGITS, BLOCK_N)
+        row_n = before_n + tl.gather(first_e + earlier_e, bin_n, 0)
+        if DROPS:
+            used_n = used_n & (row_n < tl.gather(first_e + kept_e, bin_n, 0))
+        tl.store(inverse_ptr + slot_n, tl.where(used_n, row_n, -1).to(tl.int64), mask=slot_n < num_slots)
+        tl.store(slot_ptr + row_n, slot_n.to(tl.int64), mask=used_n)
 
 
 @triton.jit
 def count_kernel(
-    index_ptr, rank_ptr, counts_ptr, num_slots, num_experts, stride_t, stride_k,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    index_ptr, words_ptr, before_ptr, totals_ptr, slot_ptr, num_rows, group_size, num_groups, num_blocks,
+    num_slots, num_experts, top_k, stride_t, stride_k,
+    DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """``rank [N]``: slots of the same expert before it in its block; ``counts [B, E]``: slots of each expert."""
-    block = tl.program_id(0)
-    lane_n = tl.arange(0, BLOCK_N)
-    slot_n = block * BLOCK_N + lane_n
-    expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, stride_t, stride_k, K)
-    before_nn = (expert_n[:, None] == expert_n[None, :]) & (lane_n[None, :] < lane_n[:, None])
-    tl.store(rank_ptr + slot_n, tl.sum(before_nn.to(tl.int32), axis=1), mask=slot_n < num_slots)
-    bin_e = tl.arange(0, BLOCK_E)
-    counts_e = tl.histogram(expert_n, BLOCK_E)
-    tl.store(counts_ptr + block.to(tl.int64) * num_experts + bin_e, counts_e, mask=bin_e < num_experts)
-
-
-@triton.jit
-def accumulate_kernel(counts_ptr, totals_ptr, num_blocks, num_experts, BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr):
-    """``counts [B, E]`` becomes the slots of each expert in earlier blocks; ``totals [E]`` those in all blocks."""
-    expert_e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    row_b = tl.arange(0, BLOCK_B)
-    total_e = tl.full((BLOCK_E,), 0, tl.int32)
-    for start in range(0, num_blocks, BLOCK_B):
-        here_be = ((start + row_b) < num_blocks)[:, None] & (expert_e < num_experts)[None, :]
-        place_be = counts_ptr + (start + row_b).to(tl.int64)[:, None] * num_experts + expert_e[None, :]
-        counts_be = tl.load(place_be, mask=here_be, other=0)
-        tl.store(place_be, total_e[None, :] + tl.cumsum(counts_be, axis=0) - counts_be, mask=here_be)
-        total_e += tl.sum(counts_be, axis=0)
-    tl.store(totals_ptr + expert_e, total_e, mask=expert_e < num_experts)
+    """A program counts a group, and clears its share of the rows."""
+    group = tl.program_id(0)
+    clear_rows(slot_ptr, num_rows, group, num_groups, 1024)
+    count_group(
+        index_ptr, words_ptr, before_ptr, totals_ptr, group, group_size, num_blocks,
+        num_slots, num_experts, top_k, stride_t, stride_k, DIGITS, BLOCK_N, BLOCK_E,
+    )  # fmt: skip
 
 
 @triton.jit
 def place_kernel(
-    index_ptr, rank_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
-    num_slots, num_experts, stride_t, stride_k, alignment, capacity,
-    K: tl.constexpr, FILL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    index_ptr, words_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
+    group_size, num_groups, num_blocks, num_slots, num_experts, top_k, stride_t, stride_k, alignment, capacity,
+    FILL: tl.constexpr, DROPS: tl.constexpr,
+    DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """Rows and slots, each at the other's place; the first program writes counts and offsets too."""
-    block = tl.program_id(0)
-    bin_e = tl.arange(0, BLOCK_E)
-    assigned_e = tl.load(totals_ptr + bin_e, mask=bin_e < num_experts, other=0).to(tl.int64)
-    kept_e = assigned_e
-    if capacity >= 0:
-        kept_e = tl.minimum(assigned_e, capacity)
-    rows_e = (kept_e + (alignment - 1)) // alignment * alignment
-    if FILL:
-        rows_e = tl.where(bin_e < num_experts, capacity, tl.zeros_like(kept_e))
-    ends_e = tl.cumsum(rows_e, axis=0)
-    if block == 0:
-        tl.store(counts_ptr + bin_e, kept_e, mask=bin_e < num_experts)
-        tl.store(offsets_ptr + bin_e, ends_e, mask=bin_e < num_experts)
-    slot_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    here_n = slot_n < num_slots
-    expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, stride_t, stride_k, K)
-    used_n = here_n & (expert_n < num_experts)
-    earlier_n = tl.load(before_ptr + block.to(tl.int64) * num_experts + expert_n, mask=used_n, other=0)
-    rank_n = (tl.load(rank_ptr + slot_n, mask=here_n, other=0) + earlier_n).to(tl.int64)
-    # An empty slot names no bin; it is not used.
-    safe_n = tl.where(used_n, expert_n, 0)
-    used_n = used_n & (rank_n < tl.gather(kept_e, safe_n, 0))
-    row_n = tl.where(used_n, tl.gather(ends_e - rows_e, safe_n, 0) + rank_n, -1)
-    tl.store(inverse_ptr + slot_n, row_n, mask=here_n)
-    tl.store(slot_ptr + row_n, slot_n.to(tl.int64), mask=used_n)
+    """A program places a part of the blocks of a group; the first one writes counts and offsets too."""
+    place_group(
+        index_ptr, words_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
+        tl.program_id(0), tl.program_id(1), tl.num_programs(1), group_size, num_groups, num_blocks,
+        num_slots, num_experts, top_k, stride_t, stride_k, alignment, capacity,
+        FILL, DROPS, DIGITS, BLOCK_N, BLOCK_E, BLOCK_G,
+    )  # fmt: skip
+
+
+@triton.jit
+def plan_kernel(
+    index_ptr, words_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
+    num_rows, num_blocks, num_slots, num_experts, top_k, stride_t, stride_k, alignment, capacity,
+    FILL: tl.constexpr, DROPS: tl.constexpr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Both steps in one program: all blocks are one group."""
+    clear_rows(slot_ptr, num_rows, 0, 1, 1024)
+    count_group(
+        index_ptr, words_ptr, before_ptr, totals_ptr, 0, num_blocks, num_blocks,
+        num_slots, num_experts, top_k, stride_t, stride_k, DIGITS, BLOCK_N, BLOCK_E,
+    )  # fmt: skip
+    # What follows reads and overwrites what other threads of the program wrote.
+    tl.debug_barrier()
+    place_group(
+        index_ptr, words_ptr, before_ptr, totals_ptr, counts_ptr, offsets_ptr, slot_ptr, inverse_ptr,
+        0, 0, 1, num_blocks, 1, num_blocks,
+        num_slots, num_experts, top_k, stride_t, stride_k, alignment, capacity,
+        FILL, DROPS, DIGITS, BLOCK_N, BLOCK_E, 1,
+    )  # fmt: skip

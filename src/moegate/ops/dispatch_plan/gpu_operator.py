@@ -1,56 +1,68 @@
-"""The plan on devices that Triton serves: sizes, allocation, launches."""
+"""The plan on devices that Triton serves: which way it takes, allocation, launches."""
 
 import torch
-import triton
 from torch import Tensor
 
-from moegate.ops.dispatch_plan.gpu_kernel import accumulate_kernel, count_kernel, place_kernel
-from moegate.ops.dispatch_plan.reference import dispatch_plan_reference
+from moegate.ops.dispatch_plan.gpu_kernel import count_kernel, place_kernel, plan_kernel
+from moegate.ops.dispatch_plan.gpu_sort import plan_by_sorting
+from moegate.ops.dispatch_plan.gpu_tiles import MOST_BINS, Tiles, plan_tiles
 from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 
-MOST_EXPERTS_OF_A_BLOCK = 4096
-BLOCK_N = 128
+Plan = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def dispatch_plan(index: Tensor, E: int, alignment: int, capacity: int, fill: bool, trim: bool):
-    check_plan_arguments(index, E, alignment, capacity, fill)
-    if E + 1 > MOST_EXPERTS_OF_A_BLOCK:
-        return dispatch_plan_reference(index, E, alignment, capacity, fill, trim)
-    N = index.numel()
-    K = max(1, index.shape[1])
-    dev = index.device
-    num_rows = most_rows(N, E, alignment, capacity, fill)
-    counts = torch.empty(E, dtype=torch.int64, device=dev)
-    offsets = torch.empty_like(counts)
-    slot = torch.full((num_rows,), -1, dtype=torch.int64, device=dev)
-    inverse = torch.empty(index.shape, dtype=torch.int64, device=dev)
-    blocks = max(1, triton.cdiv(N, BLOCK_N))
-    block_e = triton.next_power_of_2(E + 1)
-    rank = torch.empty(N, dtype=torch.int32, device=dev)
-    before = torch.empty(blocks, E, dtype=torch.int32, device=dev)
-    totals = torch.empty(E, dtype=torch.int32, device=dev)
-    st = index.stride()
-    count_kernel[(blocks,)](index, rank, before, N, E, *st, K=K, BLOCK_N=BLOCK_N, BLOCK_E=block_e)
-    accumulate_kernel[(triton.cdiv(E, 32),)](before, totals, blocks, E, BLOCK_B=128, BLOCK_E=32)
-    place_kernel[(blocks,)](
-        index,
-        rank,
-        before,
-        totals,
-        counts,
-        offsets,
-        slot,
-        inverse,
-        N,
-        E,
-        *st,
-        alignment,
-        capacity,
-        K=K,
-        FILL=fill,
-        BLOCK_N=BLOCK_N,
-        BLOCK_E=block_e,
-    )
+def dispatch_plan(
+    index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool
+) -> Plan:
+    """``moegate::dispatch_plan``; only ``trim`` waits for the device."""
+    check_plan_arguments(index_TK, num_experts, alignment, capacity, fill)
+    num_rows = most_rows(index_TK.numel(), num_experts, alignment, capacity, fill)
+    if num_experts > MOST_BINS:
+        plan = plan_by_sorting(index_TK, num_experts, alignment, capacity, fill, num_rows)
+    else:
+        tiles = plan_tiles(index_TK.numel(), num_experts)
+        plan = plan_by_counting(index_TK, num_experts, alignment, capacity, fill, num_rows, tiles)
     if trim and not fill:
-        slot = slot[: int(offsets[-1])]
-    return counts, offsets, slot, inverse
+        counts_E, offsets_E, slot_R, inverse_TK = plan
+        plan = counts_E, offsets_E, slot_R[: int(offsets_E[-1])], inverse_TK
+    return plan
+
+
+def plan_by_counting(
+    index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, num_rows: int, tiles: Tiles
+) -> Plan:
+    """One launch where there is one group, else two."""
+    num_slots = index_TK.numel()
+    counts_E = index_TK.new_empty(num_experts, dtype=torch.int64)
+    offsets_E = torch.empty_like(counts_E)
+    slot_R = counts_E.new_empty(num_rows)
+    inverse_TK = counts_E.new_empty(index_TK.shape)
+    # Numbers of slots and of rows; of int64 a GPU needs twice the instructions.
+    count_type = torch.int64 if max(num_slots, num_rows) >= 2**31 else torch.int32
+    digits = num_experts.bit_length()
+    words = counts_E.new_empty(tiles.num_blocks * digits * (tiles.block_n // 32), dtype=torch.int32)
+    before_BE = counts_E.new_empty(tiles.num_blocks, num_experts, dtype=count_type)
+    totals_GE = counts_E.new_empty(tiles.num_groups, num_experts, dtype=count_type)
+    drops = 0 <= capacity < num_slots
+    if not fill:
+        capacity = capacity if drops else num_slots
+    # Contiguous, the indices are one row of slots.
+    layout = (1, 1, 0) if index_TK.is_contiguous() else (index_TK.shape[1], *index_TK.stride())
+    problem = (num_slots, num_experts, *layout)
+    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e, "num_warps": tiles.num_warps}
+    outputs = counts_E, offsets_E, slot_R, inverse_TK
+    if tiles.num_groups == 1:
+        plan_kernel[(1,)](
+            index_TK, words, before_BE, totals_GE, *outputs, num_rows, tiles.num_blocks, *problem,
+            alignment, capacity, FILL=fill, DROPS=drops, **sizes,
+        )  # fmt: skip
+        return outputs
+    blocks = tiles.group_size, tiles.num_groups, tiles.num_blocks
+    count_kernel[(tiles.num_groups,)](
+        index_TK, words, before_BE, totals_GE, slot_R, num_rows, *blocks, *problem, **sizes
+    )
+    place_kernel[tiles.num_groups, tiles.num_parts](
+        index_TK, words, before_BE, totals_GE, *outputs, *blocks, *problem,
+        alignment, capacity, FILL=fill, DROPS=drops, BLOCK_G=tiles.block_g, **sizes,
+    )  # fmt: skip
+    return outputs

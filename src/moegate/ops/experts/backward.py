@@ -12,7 +12,8 @@ float32, and touches those of experts with rows alone.
 What serves them: the C++ kernel for float32 and bfloat16 on a CPU with AVX2 or AVX-512, which reads each weight once
 and writes each gradient once; else the composition of ``grouped_mm``, ``grouped_outer`` and the derivative of the
 activation. The kernel adds along each reduction in a fixed order, so the result doesn't depend on the number of
-threads, and the gradient of a row doesn't depend on the rows around it.
+threads, and the gradient of a row doesn't depend on the rows around it. On a GPU Triton's kernels serve, or PyTorch's
+grouped products between them; each adds along a reduction in a fixed order, too.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from moegate.ops.experts.backward_reference import experts_backward_reference
 from moegate.ops.library import KERNELS, define, implement, register_autograd, register_fake
 
-__all__ = ["kernel_serves"]
+__all__ = ["check_buffers", "experts_backward_into_reference", "kernel_serves"]
 
 _Context = Any  # what register_autograd passes has no public type
 _Gradients = tuple[Tensor, Tensor, Tensor]
@@ -108,7 +109,24 @@ def _experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operat
             *tensors, activation, grad_rows_RD if needs_rows else None, grad_up, grad_down_EDF, True
         )
         return grad_rows_RD
-    _check_buffers((grad_up, grad_down_EDF), (up, down_EDF))
+    return experts_backward_into_reference(*tensors, activation, needs_rows, grad_up, grad_down_EDF)
+
+
+def experts_backward_into_reference(  # noqa: PLR0913, PLR0917 - the schema of the operator
+    grad_out_RD: Tensor,
+    rows_RD: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    down_EDF: Tensor,
+    offsets_E: Tensor,
+    activation: int,
+    needs_rows: bool,
+    grad_up: Tensor,
+    grad_down_EDF: Tensor,
+) -> Tensor:
+    """The composition, of whose gradients those of experts with rows are added to the buffers."""
+    tensors = (grad_out_RD, rows_RD, pre, up, down_EDF, offsets_E)
+    check_buffers((grad_up, grad_down_EDF), (up, down_EDF))
     grad_rows_RD, added_up, added_down_EDF = experts_backward_reference(*tensors, activation, needs_rows, True)
     start = 0
     for expert, end in enumerate(offsets_E.tolist()):
@@ -119,7 +137,7 @@ def _experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operat
     return grad_rows_RD
 
 
-def _check_buffers(buffers: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor]) -> None:
+def check_buffers(buffers: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor]) -> None:
     """Raises where the kernel does."""
     for name, buffer, weight in zip(("grad_up", "grad_down"), buffers, weights, strict=True):
         fits = buffer.shape == weight.shape and buffer.is_contiguous() and buffer.device == weight.device
@@ -146,6 +164,7 @@ define(
     _experts_backward_into,
 )
 implement("experts_backward", "moegate.ops.experts.gpu_operator:experts_backward")
+implement("experts_backward_into", "moegate.ops.experts.gpu_operator:experts_backward_into")
 register_fake("experts_backward", _empty_gradients)
 register_fake("experts_backward_into", _fake_into)
 

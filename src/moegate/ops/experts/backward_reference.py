@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from moegate.ops.grouped_mm import grouped_mm, grouped_outer
 
-__all__ = ["activation_backward", "experts_backward_reference"]
+__all__ = ["activation_backward", "check_shapes", "experts_backward_reference"]
 
 _ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu2", "relu", "silu")
 _FUNCTION_OF = {"swiglu": "silu", "geglu": "gelu"}
@@ -26,7 +26,7 @@ def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the op
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Grouped products around the derivative of the activation; see ``experts_backward``."""
-    _check_shapes(grad_out_RD, rows_RD, pre, up, down_EDF, activation)
+    check_shapes(grad_out_RD, rows_RD, pre, up, down_EDF, activation)
     grad_inner_RF = grouped_mm(grad_out_RD, down_EDF.mT, offsets_E)
     inner_RF, grad_pre = activation_backward(pre, grad_inner_RF, _ACTIVATIONS[activation])
     empty = rows_RD.new_empty(0)
@@ -37,9 +37,10 @@ def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the op
     )
 
 
-def _check_shapes(
+def check_shapes(
     grad_out_RD: Tensor, rows_RD: Tensor, pre: Tensor, up: Tensor, down_EDF: Tensor, activation: int
 ) -> None:
+    """Raises RuntimeError unless the arguments of the backward fit one another."""
     if not 0 <= activation < len(_ACTIVATIONS):
         raise RuntimeError(f"activation={activation} is unknown: expected 0 to {len(_ACTIVATIONS) - 1}.")
     fits = (rows_RD.ndim, down_EDF.ndim) == (2, 3) and grad_out_RD.shape == rows_RD.shape

@@ -3,69 +3,75 @@
 import triton
 import triton.language as tl
 
+from moegate.ops.gpu.activation import activated, value_and_slope
 from moegate.ops.gpu.rounding import rounded
-
-_ROOT_HALF = tl.constexpr(0.7071067811865476)
-_NORMAL_DENSITY = tl.constexpr(0.3989422804014327)
-
-
-@triton.jit
-def value_and_slope(z, FUNCTION: tl.constexpr):
-    """A function of float32 values, and its derivative."""
-    if FUNCTION == "silu":
-        sigmoid = 1.0 / (1.0 + tl.exp(-z))
-        return z * sigmoid, sigmoid * (1.0 + z * (1.0 - sigmoid))
-    if FUNCTION == "gelu":
-        below = 0.5 * (1.0 + tl.erf(z * _ROOT_HALF))
-        return z * below, below + z * tl.exp(-0.5 * z * z) * _NORMAL_DENSITY
-    positive = tl.where(z != z, z, tl.maximum(z, 0.0))
-    if FUNCTION == "relu2":
-        return positive * positive, 2.0 * positive
-    return positive, tl.where(z > 0, 1.0, 0.0)
 
 
 @triton.jit
 def activation_kernel(
-    pre_ptr, inner_ptr, num_rows, width,
+    pre_ptr, offsets_ptr, inner_ptr, num_groups, num_rows, width,
     FUNCTION: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """``inner = act(gate) · up`` of ``pre [R, 2F]``, gate first, or ``act(pre)`` of ``pre [R, F]``."""
-    row_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    column_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    """``inner = act(gate) · up`` of ``pre [R, 2F]``, gate first, or ``act(pre)`` of ``pre [R, F]``.
+
+    Rows behind the last offset may hold anything: their ``pre`` and ``inner`` become zero.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    row_r, column_f = first + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     inside_rf = (row_r < num_rows)[:, None] & (column_f < width)[None, :]
+    owned_rf = inside_rf & (row_r < tl.load(offsets_ptr + num_groups - 1))[:, None]
     sides: tl.constexpr = 2 if GATED else 1
-    place_rf = row_r[:, None] * (sides * width) + column_f[None, :]
-    z_rf = tl.load(pre_ptr + place_rf, mask=inside_rf, other=0.0).to(tl.float32)
-    value_rf, _ = value_and_slope(z_rf, FUNCTION)
-    element: tl.constexpr = inner_ptr.dtype.element_ty
+    pre_rf = pre_ptr + row_r[:, None] * (sides * width) + column_f[None, :]
+    gate_rf = tl.load(pre_rf, mask=owned_rf, other=0.0)
+    up_rf = tl.load(pre_rf + width, mask=owned_rf, other=0.0) if GATED else gate_rf
+    inner_rf = activated(gate_rf, up_rf, FUNCTION, GATED, inner_ptr.dtype.element_ty)
+    tl.store(inner_ptr + row_r[:, None] * width + column_f[None, :], inner_rf, mask=inside_rf)
+    tl.store(pre_rf, gate_rf, mask=inside_rf & ~owned_rf)
     if GATED:
-        # As PyTorch's two operations would, what the function gives is rounded before it is multiplied.
-        up_rf = tl.load(pre_ptr + place_rf + width, mask=inside_rf, other=0.0).to(tl.float32)
-        value_rf = rounded(value_rf, element).to(tl.float32) * up_rf
-    tl.store(inner_ptr + row_r[:, None] * width + column_f[None, :], rounded(value_rf, element), mask=inside_rf)
+        tl.store(pre_rf + width, gate_rf, mask=inside_rf & ~owned_rf)
 
 
 @triton.jit
 def activation_backward_kernel(
-    pre_ptr, grad_inner_ptr, inner_ptr, grad_pre_ptr, num_rows, width,
-    FUNCTION: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    pre_ptr, grad_inner_ptr, inner_ptr, grad_pre_ptr, slot_ptr, weight_ptr, grad_weight_ptr,
+    num_rows, num_slots, width,
+    FUNCTION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """The inner values once more, and the gradient of ``pre``, each rounded once."""
+    """The inner values once more, and the gradient of ``pre``, each rounded once; a program does whole rows.
+
+    ``WEIGHTED``, the output of row ``r`` counts ``weight[slot[r]]`` times and ``grad_inner`` doesn't know it yet: the
+    gradient of ``pre`` and the inner values are multiplied by it, and the dot product of ``inner`` and ``grad_inner``
+    is written to ``grad_weight[slot[r]]``. A row whose slot is none of ``num_slots`` gets zeros.
+    """
     row_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    column_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside_rf = (row_r < num_rows)[:, None] & (column_f < width)[None, :]
+    inside_r = row_r < num_rows
+    weight_r = tl.full((BLOCK_R,), 1.0, tl.float32)
+    found_r, slot_r = inside_r, row_r
+    if WEIGHTED:
+        slot_r = tl.load(slot_ptr + row_r, mask=inside_r, other=-1).to(tl.int64)
+        found_r = (slot_r >= 0) & (slot_r < num_slots)
+        weight_r = tl.load(weight_ptr + slot_r, mask=found_r, other=0.0).to(tl.float32)
     sides: tl.constexpr = 2 if GATED else 1
-    place_rf = row_r[:, None] * (sides * width) + column_f[None, :]
-    inner_rf = row_r[:, None] * width + column_f[None, :]
     element: tl.constexpr = inner_ptr.dtype.element_ty
-    z_rf = tl.load(pre_ptr + place_rf, mask=inside_rf, other=0.0).to(tl.float32)
-    grad_rf = tl.load(grad_inner_ptr + inner_rf, mask=inside_rf, other=0.0).to(tl.float32)
-    value_rf, slope_rf = value_and_slope(z_rf, FUNCTION)
-    if GATED:
-        up_rf = tl.load(pre_ptr + place_rf + width, mask=inside_rf, other=0.0).to(tl.float32)
-        tl.store(grad_pre_ptr + place_rf, rounded(grad_rf * up_rf * slope_rf, element), mask=inside_rf)
-        tl.store(grad_pre_ptr + place_rf + width, rounded(grad_rf * value_rf, element), mask=inside_rf)
-        value_rf *= up_rf
-    else:
-        tl.store(grad_pre_ptr + place_rf, rounded(grad_rf * slope_rf, element), mask=inside_rf)
-    tl.store(inner_ptr + inner_rf, rounded(value_rf, element), mask=inside_rf)
+    dot_rf = tl.zeros((BLOCK_R, BLOCK_F), tl.float32)
+    for start in range(0, width, BLOCK_F):
+        column_f = start + tl.arange(0, BLOCK_F)
+        inside_rf = inside_r[:, None] & (column_f < width)[None, :]
+        found_rf = found_r[:, None] & (column_f < width)[None, :]
+        place_rf = row_r[:, None] * (sides * width) + column_f[None, :]
+        inner_rf = row_r[:, None] * width + column_f[None, :]
+        z_rf = tl.load(pre_ptr + place_rf, mask=found_rf, other=0.0).to(tl.float32)
+        grad_rf = tl.load(grad_inner_ptr + inner_rf, mask=found_rf, other=0.0).to(tl.float32)
+        value_rf, slope_rf = value_and_slope(z_rf, FUNCTION)
+        slope_rf *= grad_rf * weight_r[:, None]
+        if GATED:
+            up_rf = tl.load(pre_ptr + place_rf + width, mask=found_rf, other=0.0).to(tl.float32)
+            grad_up_rf = grad_rf * weight_r[:, None] * value_rf
+            tl.store(grad_pre_ptr + place_rf + width, rounded(grad_up_rf, element), mask=inside_rf)
+            slope_rf *= up_rf
+            value_rf *= up_rf
+        tl.store(grad_pre_ptr + place_rf, rounded(slope_rf, element), mask=inside_rf)
+        tl.store(inner_ptr + inner_rf, rounded(value_rf * weight_r[:, None], element), mask=inside_rf)
+        dot_rf += value_rf * grad_rf
+    if WEIGHTED:
+        tl.store(grad_weight_ptr + slot_r, tl.sum(dot_rf, axis=1), mask=found_r)

@@ -1,15 +1,35 @@
-"""The experts on devices that Triton serves: grouped products around one kernel for the activation."""
+"""The experts on devices that Triton serves: grouped products around the activation.
+
+Where each expert has many rows the products are PyTorch's, with a kernel for the activation between them; elsewhere
+Triton's, of which the first applies the activation itself.
+"""
 
 import torch
 import triton
 from torch import Tensor
 
 from moegate.ops.experts.activations import ACTIVATIONS, GATED
-from moegate.ops.experts.forward import check_sizes
+from moegate.ops.experts.backward import check_buffers, experts_backward_into_reference
+from moegate.ops.experts.backward_reference import check_shapes, experts_backward_reference
+from moegate.ops.experts.forward import check_sizes, experts_reference
 from moegate.ops.experts.gpu_kernel import activation_backward_kernel, activation_kernel
-from moegate.ops.grouped_mm.gpu_operator import grouped_mm, grouped_outer
+from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Slots, grouped_outer, outer, product, readable, tiles_of
+from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, uses_torch, zero_tail
+
+__all__ = ["activate", "activation_backward", "experts", "experts_backward", "experts_backward_into", "function_of"]
 
 _FUNCTIONS = {"swiglu": "silu", "geglu": "gelu"}
+
+
+def function_of(activation: int) -> tuple[str, bool]:
+    """The function of an activation, and whether it is gated.
+
+    Example:
+        >>> function_of(1), function_of(5)
+        (('gelu', True), ('silu', False))
+    """
+    name = ACTIVATIONS[activation]
+    return _FUNCTIONS.get(name, name), name in GATED
 
 
 def experts(
@@ -17,36 +37,171 @@ def experts(
 ) -> tuple[Tensor, Tensor]:
     """``moegate::experts``."""
     check_sizes(rows_RD, up, down_EDF, offsets_E, activation)
-    pre = grouped_mm(rows_RD, up, offsets_E)
-    inner_RF = rows_RD.new_empty(rows_RD.shape[0], down_EDF.shape[2])
-    _launch(activation_kernel, (pre, inner_RF), inner_RF, activation)
-    return grouped_mm(inner_RF, down_EDF, offsets_E), pre if keep else pre.new_empty(0, up.shape[1])
+    _check_types(offsets_E, rows_RD, up, down_EDF)
+    if rows_RD.dtype not in ELEMENTS:
+        return experts_reference(rows_RD, up, down_EDF, offsets_E, activation, keep)
+    num_rows, width = rows_RD.shape[0], down_EDF.shape[2]
+    rows_RD, inner_RF = readable(rows_RD), rows_RD.new_empty(num_rows, width)
+    if uses_torch(num_rows, offsets_E, rows_RD, up, down_EDF, inner_RF):
+        pre = torch_grouped_mm(rows_RD, up, offsets_E.int())
+        activate(pre, offsets_E, inner_RF, activation)
+        out_RD = torch_grouped_mm(inner_RF, down_EDF, offsets_E.int())
+        zero_tail(out_RD, offsets_E)
+        return out_RD, pre if keep else pre.new_empty(0, up.shape[1])
+    pre, out_RD = rows_RD.new_empty(num_rows if keep else 0, up.shape[1]), rows_RD.new_empty(rows_RD.shape)
+    function, gated = function_of(activation)
+    tiles = tiles_of(offsets_E, num_rows, rows_RD.dtype)
+    product(rows_RD, up, tiles, inner_RF, function=function, gated=gated, pre=pre if keep else None)
+    product(inner_RF, down_EDF, tiles, out_RD)
+    return out_RD, pre
 
 
-def experts_backward(
-    grad_out_RD, rows_RD, pre, up, down_EDF, offsets_E, activation, needs_rows, needs_weights
+def experts_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
+    grad_out_RD: Tensor,
+    rows_RD: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    down_EDF: Tensor,
+    offsets_E: Tensor,
+    activation: int,
+    needs_rows: bool,
+    needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``moegate::experts_backward``."""
-    grad_inner_RF = grouped_mm(grad_out_RD, down_EDF.mT, offsets_E)
-    inner_RF, grad_pre = torch.empty_like(grad_inner_RF), torch.empty_like(pre)
-    _launch(activation_backward_kernel, (pre, grad_inner_RF, inner_RF, grad_pre), inner_RF, activation)
-    none = rows_RD.new_empty(0)
-    return (
-        grouped_mm(grad_pre, up.mT, offsets_E) if needs_rows else none,
-        grouped_outer(grad_pre, rows_RD, offsets_E) if needs_weights else none.clone(),
-        grouped_outer(grad_out_RD, inner_RF, offsets_E) if needs_weights else none.clone(),
+    tensors = (grad_out_RD, rows_RD, pre, up, down_EDF)
+    check_shapes(*tensors, activation)
+    _check_types(offsets_E, *tensors)
+    if rows_RD.dtype not in ELEMENTS:
+        return experts_backward_reference(*tensors, offsets_E, activation, needs_rows, needs_weights)
+    grad_out_RD = readable(grad_out_RD)
+    inner_RF, grad_pre, grad_rows_RD = _through_rows(
+        grad_out_RD, pre, (up, down_EDF), offsets_E, activation, needs_rows
     )
+    if not needs_weights:
+        return grad_rows_RD, up.new_empty(0), down_EDF.new_empty(0)
+    return grad_rows_RD, grouped_outer(grad_pre, rows_RD, offsets_E), grouped_outer(grad_out_RD, inner_RF, offsets_E)
 
 
-def _launch(kernel, tensors: tuple[Tensor, ...], inner_RF: Tensor, activation: int) -> None:
+def experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operator
+    grad_out_RD: Tensor,
+    rows_RD: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    down_EDF: Tensor,
+    offsets_E: Tensor,
+    activation: int,
+    needs_rows: bool,
+    grad_up: Tensor,
+    grad_down_EDF: Tensor,
+) -> Tensor:
+    """``moegate::experts_backward_into``."""
+    tensors = (grad_out_RD, rows_RD, pre, up, down_EDF)
+    check_shapes(*tensors, activation)
+    _check_types(offsets_E, *tensors)
+    check_buffers((grad_up, grad_down_EDF), (up, down_EDF))
+    if rows_RD.dtype not in ELEMENTS:
+        return experts_backward_into_reference(*tensors, offsets_E, activation, needs_rows, grad_up, grad_down_EDF)
+    grad_out_RD = readable(grad_out_RD)
+    inner_RF, grad_pre, grad_rows_RD = _through_rows(
+        grad_out_RD, pre, (up, down_EDF), offsets_E, activation, needs_rows
+    )
+    outer(grad_pre, readable(rows_RD), offsets_E, grad_up, add=True)
+    outer(grad_out_RD, inner_RF, offsets_E, grad_down_EDF, add=True)
+    return grad_rows_RD
+
+
+def _through_rows(  # noqa: PLR0917 - what the gradient of the rows depends on
+    grad_out_RD: Tensor,
+    pre: Tensor,
+    weights: tuple[Tensor, Tensor],
+    offsets_E: Tensor,
+    activation: int,
+    needs_rows: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inner values once more, the gradient of ``pre``, and that of the rows, empty where nobody needs it."""
+    up, down_EDF = weights
+    num_rows, hidden_size = grad_out_RD.shape
+    inner_RF, grad_pre = pre.new_empty(num_rows, down_EDF.shape[2]), pre.new_empty(pre.shape)
+    by_torch = uses_torch(num_rows, offsets_E, grad_out_RD, up, down_EDF, inner_RF)
+    tiles = None if by_torch else tiles_of(offsets_E, num_rows, pre.dtype)
+    if tiles is None:
+        grad_inner_RF = torch_grouped_mm(grad_out_RD, down_EDF.mT, offsets_E.int())
+    else:
+        grad_inner_RF = torch.empty_like(inner_RF)
+        product(grad_out_RD, down_EDF.mT, tiles, grad_inner_RF)
+    activation_backward(pre.contiguous(), grad_inner_RF, inner_RF, grad_pre, activation)
+    if not needs_rows:
+        return inner_RF, grad_pre, pre.new_empty(0)
+    if tiles is None:
+        grad_rows_RD = torch_grouped_mm(grad_pre, up.mT, offsets_E.int())
+        zero_tail(grad_rows_RD, offsets_E)
+    else:
+        grad_rows_RD = pre.new_empty(num_rows, hidden_size)
+        product(grad_pre, up.mT, tiles, grad_rows_RD)
+    return inner_RF, grad_pre, grad_rows_RD
+
+
+def activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) -> None:
+    """Writes the inner values of ``pre``; zeros to both for rows behind the last expert's."""
     num_rows, width = inner_RF.shape
     if inner_RF.numel() == 0:
         return
-    name = ACTIVATIONS[activation]
-    block_f = min(1024, triton.next_power_of_2(width))
-    block_r = max(1, 1024 // block_f)
-    grid = (triton.cdiv(num_rows, block_r), triton.cdiv(width, block_f))
-    kernel[grid](
-        *tensors, num_rows, width,
-        FUNCTION=_FUNCTIONS.get(name, name), GATED=name in GATED, BLOCK_R=block_r, BLOCK_F=block_f,
+    function, gated = function_of(activation)
+    block_r, block_f = _block_of_rows(width)
+    activation_kernel[(triton.cdiv(num_rows, block_r), triton.cdiv(width, block_f))](
+        pre, offsets_E, inner_RF, offsets_E.shape[0], num_rows, width,
+        FUNCTION=function, GATED=gated, BLOCK_R=block_r, BLOCK_F=block_f, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+def activation_backward(  # noqa: PLR0917 - two inputs, two outputs
+    pre: Tensor,
+    grad_inner_RF: Tensor,
+    inner_RF: Tensor,
+    grad_pre: Tensor,
+    activation: int,
+    weighted: tuple[Slots, Tensor, Tensor] | None = None,
+) -> None:
+    """Writes the inner values once more, and the gradient of ``pre``; all are contiguous.
+
+    Args:
+        pre: ``[R, 2F or F]``.
+        grad_inner_RF: ``[R, F]``.
+        inner_RF: ``[R, F]``, written.
+        grad_pre: the shape of ``pre``, written.
+        activation: its number.
+        weighted: the slots of the rows, the weight of each slot, and where the gradient of the weights goes, float32:
+            that of a slot without a row is left alone. ``grad_inner`` is then that of the output before it is
+            weighted, and what is written is multiplied by the weight.
+    """
+    num_rows, width = inner_RF.shape
+    if num_rows == 0:
+        return
+    function, gated = function_of(activation)
+    block_r, block_f = _block_of_rows(width)
+    slots, weight, grad_weight = weighted or (Slots(None, 0, 1), None, None)
+    activation_backward_kernel[(triton.cdiv(num_rows, block_r),)](
+        pre, grad_inner_RF, inner_RF, grad_pre, slots.slot_R, weight, grad_weight, num_rows, slots.count, width,
+        FUNCTION=function, GATED=gated, WEIGHTED=weighted is not None, BLOCK_R=block_r, BLOCK_F=block_f,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _block_of_rows(width: int) -> tuple[int, int]:
+    """Rows and columns of a block of 1024 elements: columns that divide the width, where there are enough of them.
+
+    Example:
+        >>> _block_of_rows(768), _block_of_rows(100)
+        ((4, 256), (8, 128))
+    """
+    dividing = width & -width
+    block_f = min(1024, dividing if dividing >= 64 else triton.next_power_of_2(max(1, width)))
+    return max(1, 1024 // block_f), block_f
+
+
+def _check_types(offsets_E: Tensor, *tensors: Tensor) -> None:
+    types = {tensor.dtype for tensor in tensors}
+    if len(types) > 1 or not tensors[0].is_floating_point():
+        raise RuntimeError(f"Rows and weights must have one floating type, got {', '.join(map(str, types))}.")
+    if offsets_E.dtype is not torch.int64:
+        raise RuntimeError(f"offsets must be int64, got {offsets_E.dtype}.")

@@ -20,8 +20,8 @@ def rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def added_product(left, right, total):
-    """``total + left @ right``, added in float32; float32 operands are not shortened."""
+def added_product(left, right, total, PRECISION: tl.constexpr = "ieee"):
+    """``total + left @ right``, added in float32; float32 operands are shortened only by ``PRECISION="tf32"``."""
     if _INTERPRETED:
         return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(left, right, total, input_precision="ieee")
+    return tl.dot(left, right, total, input_precision=PRECISION)

@@ -3,7 +3,11 @@
 Contract: rows ``[R, I]`` are sorted by group; ``offsets [E]`` int64 holds the *end* of each group's rows. Rows
 beyond the last offset belong to no group: their output is zero and no gradient comes from them. A group
 without rows gets a zero gradient. Any floating dtype, any size, including zero; forward, backward and second
-derivatives. ``offsets`` is read on the host once per call.
+derivatives.
+
+In plain PyTorch ``offsets`` is read on the host once per call, and what doesn't grow or leaves the rows is an error. The
+Triton kernels (float32, bfloat16, float16) don't wait for it: they cut each end to the rows, a group that ends before it
+starts has no rows, and rows that no group or several claim are arbitrary; nothing outside the tensors is touched.
 """
 
 import torch
@@ -16,31 +20,30 @@ from moegate.ops.grouped_mm.reference import (
     grouped_outer_reference,
 )
 from moegate.ops.grouped_mm.transformed import grouped_mm_of_operators, grouped_outer_of_operators
+from moegate.ops.library import define, implement, register_autograd, register_fake
 from moegate.ops.transforms import is_transformed
 
 __all__ = ["grouped_mm", "grouped_outer"]
 
 
-@torch.library.custom_op("moegate::grouped_mm", mutates_args=())
-def _grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
-    return grouped_mm_reference(rows_RI, weight_EOI, offsets_E)
-
-
-@torch.library.custom_op("moegate::grouped_outer", mutates_args=())
-def _grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tensor:
-    return grouped_outer_reference(left_RO, right_RI, offsets_E)
-
-
-@_grouped_mm.register_fake
-def _(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+def _fake_grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
     check_grouped_mm(rows_RI, weight_EOI, offsets_E)
     return rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
 
 
-@_grouped_outer.register_fake
-def _(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tensor:
+def _fake_grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tensor:
     check_grouped_outer(left_RO, right_RI, offsets_E)
     return left_RO.new_empty(offsets_E.shape[0], left_RO.shape[1], right_RI.shape[1])
+
+
+define("grouped_mm(Tensor rows, Tensor weight, Tensor offsets) -> Tensor", grouped_mm_reference)
+define("grouped_outer(Tensor left, Tensor right, Tensor offsets) -> Tensor", grouped_outer_reference)
+implement("grouped_mm", "moegate.ops.grouped_mm.gpu_operator:grouped_mm")
+implement("grouped_outer", "moegate.ops.grouped_mm.gpu_operator:grouped_outer")
+register_fake("grouped_mm", _fake_grouped_mm)
+register_fake("grouped_outer", _fake_grouped_outer)
+_grouped_mm = torch.ops.moegate.grouped_mm.default
+_grouped_outer = torch.ops.moegate.grouped_outer.default
 
 
 def _save_inputs(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -63,8 +66,8 @@ def _grouped_outer_backward(ctx: torch.autograd.function.FunctionCtx, grad_EOI: 
     return grad_left_RO, grad_right_RI, None
 
 
-_grouped_mm.register_autograd(_grouped_mm_backward, setup_context=_save_inputs)
-_grouped_outer.register_autograd(_grouped_outer_backward, setup_context=_save_inputs)
+register_autograd("grouped_mm", _grouped_mm_backward, _save_inputs)
+register_autograd("grouped_outer", _grouped_outer_backward, _save_inputs)
 
 
 def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
 
     Raises:
         ValueError: when shapes or dtypes do not fit.
-        RuntimeError: when ``offsets`` decrease or leave the rows.
+        RuntimeError: when ``offsets`` decrease or leave the rows, where the host reads them.
 
     Example:
         >>> import torch

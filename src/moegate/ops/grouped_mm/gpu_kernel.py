@@ -1,93 +1,125 @@
 """Matrix products of sorted rows in Triton: one program, one tile of one group's product.
 
-How many tiles a group has is known on the device alone, so as many programs are launched as there can be tiles; each
-finds its group in the running sum of tiles, and those beyond the last have nothing to do.
+How many tiles a group has is known on the device alone, so as many programs are launched as there can be; each reads
+its rows from a table of tiles (``gpu_kernel_tiles``), and those beyond the last have nothing to do.
 """
 
 import triton
 import triton.language as tl
 
+from moegate.ops.gpu.activation import activated
 from moegate.ops.gpu.rounding import added_product, rounded
 
 
 @triton.jit
-def group_of_tile(offsets_ptr, tile, num_groups, num_rows, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The group of a tile of ``BLOCK_R`` rows, its first row and the end of the group's rows; -1 for no group.
-
-    The rows behind the last group are one more group, ``num_groups``, which has no matrix.
-    """
-    group_e = tl.arange(0, BLOCK_E)
-    here_e = group_e <= num_groups
-    end_e = tl.load(offsets_ptr + group_e, mask=group_e < num_groups, other=num_rows)
-    start_e = tl.load(offsets_ptr + group_e - 1, mask=here_e & (group_e > 0), other=0)
-    tiles_e = tl.where(here_e, (end_e - start_e + (BLOCK_R - 1)) // BLOCK_R, 0)
-    last_e = tl.cumsum(tiles_e, axis=0)
-    mine_e = here_e & (last_e > tile) & (last_e - tiles_e <= tile)
-    group = tl.max(tl.where(mine_e, group_e, -1), axis=0)
-    first = tl.sum(tl.where(mine_e, start_e + (tile - (last_e - tiles_e)) * BLOCK_R, 0), axis=0)
-    end = tl.sum(tl.where(mine_e, end_e, 0), axis=0)
-    return group, first, end
-
-
-@triton.jit
 def grouped_mm_kernel(
-    rows_ptr, weight_ptr, offsets_ptr, out_ptr, num_groups, num_rows, num_inputs, num_outputs,
+    left_ptr, weight_ptr, tiles_ptr, slot_ptr, scale_ptr, out_ptr, pre_ptr,
+    most_tiles, num_groups, num_inputs, num_outputs, num_slots,
     stride_r, stride_ri, stride_e, stride_o, stride_i,
-    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_E: tl.constexpr,
+    GATHER: tl.constexpr, SCALE: tl.constexpr, FUNCTION: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr,
+    PRECISION: tl.constexpr, SLOTS_OF_ROW: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """``out[r] = weight[e] @ rows[r]`` for ``BLOCK_R`` rows of one group and ``BLOCK_O`` outputs; 0 without a group."""
-    group, first, end = group_of_tile(offsets_ptr, tl.program_id(0), num_groups, num_rows, BLOCK_R, BLOCK_E)
+    """``out[r] = weight[e] @ left[r]`` for one tile of rows and ``BLOCK_O`` outputs; 0 for rows without a group.
+
+    With ``GATHER`` row ``r`` of the left is ``left[slot[r] // SLOTS_OF_ROW]``, or zeros where the slot is none of
+    ``num_slots``. With ``SCALE`` the product is multiplied by ``scale[slot[r]]``. With a ``FUNCTION`` what is written
+    is ``act(product)``; ``GATED``, ``act(product) · other``, where ``other`` is the product with the weights' rows
+    ``num_outputs`` further on. With ``KEEP`` the products themselves are written to ``pre`` too, side by side.
+    ``EVEN_O`` and ``EVEN_I`` say that the blocks divide the sizes.
+    """
+    tile, block_o = _place(tl.program_id(0), most_tiles, tl.cdiv(num_outputs, BLOCK_O), WINDOW)
+    group = tl.load(tiles_ptr + tile)
+    first = tl.load(tiles_ptr + most_tiles + tile)
+    end = tl.load(tiles_ptr + 2 * most_tiles + tile)
     if group < 0:
         return
-    row_r = first + tl.arange(0, BLOCK_R)
-    output_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    inside_r, inside_o = row_r < end, output_o < num_outputs
-    input_i = tl.arange(0, BLOCK_I).to(tl.int64)
-    rows_ri = rows_ptr + row_r.to(tl.int64)[:, None] * stride_r + input_i[None, :] * stride_ri
-    weight_io = weight_ptr + group.to(tl.int64) * stride_e + output_o.to(tl.int64)[None, :] * stride_o
-    weight_io += input_i[:, None] * stride_i
-    sum_ro = tl.full((BLOCK_R, BLOCK_O), 0.0, tl.float32)
+    num_rows = tl.minimum(end - first, BLOCK_R).to(tl.int32)
+    row_r = tl.arange(0, BLOCK_R)
+    output_o = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    source_r, slot_r, found_r = _sources(
+        slot_ptr, first, row_r, num_rows, num_slots, SLOTS_OF_ROW, GATHER, GATHER or SCALE
+    )
+    input_i = tl.arange(0, BLOCK_I)
+    left_ri = left_ptr + source_r[:, None] * stride_r + input_i[None, :].to(tl.int64) * stride_ri
+    weight_i1 = weight_ptr + group * stride_e + input_i.to(tl.int64)[:, None] * stride_i
+    weight_io = weight_i1 + output_o.to(tl.int64)[None, :] * stride_o
+    other_io = weight_i1 + (output_o.to(tl.int64) + num_outputs)[None, :] * stride_o
+    sum_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+    other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+    inside_o = output_o < num_outputs
     for start in range(0, tl.where(group < num_groups, num_inputs, 0), BLOCK_I):
-        left_i = (start + input_i) < num_inputs
-        left_ri = tl.load(rows_ri, mask=inside_r[:, None] & left_i[None, :], other=0.0)
-        right_io = tl.load(weight_io, mask=left_i[:, None] & inside_o[None, :], other=0.0)
-        sum_ro = added_product(left_ri, right_io, sum_ro)
-        rows_ri += BLOCK_I * stride_ri
+        left = _block(left_ri, row_r < num_rows, start + input_i < num_inputs, BLOCK_R < 64, not EVEN_I)
+        right = _block(weight_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
+        sum_ro = added_product(left, right, sum_ro, PRECISION)
+        if GATED:
+            other = _block(other_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
+            other_ro = added_product(left, other, other_ro, PRECISION)
+            other_io += BLOCK_I * stride_i
+        left_ri += BLOCK_I * stride_ri
         weight_io += BLOCK_I * stride_i
-    out_ro = out_ptr + row_r.to(tl.int64)[:, None] * num_outputs + output_o[None, :]
-    tl.store(out_ro, rounded(sum_ro, out_ptr.dtype.element_ty), mask=inside_r[:, None] & inside_o[None, :])
+    scale_r = tl.full((BLOCK_R,), 1.0, tl.float32)
+    if SCALE:
+        scale_r = tl.load(scale_ptr + slot_r, mask=found_r, other=0.0).to(tl.float32)
+    gate_ro = _finished(sum_ro, scale_r, found_r, out_ptr.dtype.element_ty, SCALE, GATHER)
+    up_ro = _finished(other_ro, scale_r, found_r, out_ptr.dtype.element_ty, SCALE, GATHER)
+    inside_ro = (row_r < num_rows)[:, None] & inside_o[None, :]
+    place_r = first + row_r
+    if KEEP:
+        sides: tl.constexpr = 2 if GATED else 1
+        pre_ro = pre_ptr + place_r[:, None] * (sides * num_outputs) + output_o[None, :]
+        tl.store(pre_ro, gate_ro, mask=inside_ro)
+        if GATED:
+            tl.store(pre_ro + num_outputs, up_ro, mask=inside_ro)
+    if FUNCTION is not None:
+        gate_ro = activated(gate_ro, up_ro, FUNCTION, GATED, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + place_r[:, None] * num_outputs + output_o[None, :], gate_ro, mask=inside_ro)
 
 
 @triton.jit
-def grouped_outer_kernel(
-    left_ptr, right_ptr, offsets_ptr, out_ptr, num_outputs, num_inputs,
-    stride_lr, stride_lo, stride_rr, stride_ri,
-    ADD: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr,
+def _place(program, most_tiles, blocks, WINDOW: tl.constexpr):
+    """The tile of rows and the block of outputs of a program: those of ``WINDOW`` tiles run near one another."""
+    first = program // (WINDOW * blocks) * WINDOW
+    within = program % (WINDOW * blocks)
+    height = tl.minimum(most_tiles - first, WINDOW)
+    return first + within % height, within // height
+
+
+@triton.jit
+def _sources(
+    slot_ptr, first, row_r, num_rows, num_slots,
+    SLOTS_OF_ROW: tl.constexpr, GATHER: tl.constexpr, HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """``out[e] = Σ_r left[r] ⊗ right[r]`` over the rows of one group, for one tile; added to what is there if ``ADD``."""
-    group = tl.program_id(0)
-    tiles_i = tl.cdiv(num_inputs, BLOCK_I)
-    output_o = tl.program_id(1) // tiles_i * BLOCK_O + tl.arange(0, BLOCK_O)
-    input_i = tl.program_id(1) % tiles_i * BLOCK_I + tl.arange(0, BLOCK_I)
-    inside_o, inside_i = output_o < num_outputs, input_i < num_inputs
-    end = tl.load(offsets_ptr + group)
-    begin = tl.load(offsets_ptr + group - 1, mask=group > 0, other=0)
-    if ADD and begin == end:
-        return
-    row_r = begin + tl.arange(0, BLOCK_R).to(tl.int64)
-    sum_oi = tl.full((BLOCK_O, BLOCK_I), 0.0, tl.float32)
-    for start in range(begin, end, BLOCK_R):
-        row_r = start + tl.arange(0, BLOCK_R).to(tl.int64)
-        here_r = row_r < end
-        left_or = left_ptr + row_r[None, :] * stride_lr + output_o.to(tl.int64)[:, None] * stride_lo
-        right_ri = right_ptr + row_r[:, None] * stride_rr + input_i.to(tl.int64)[None, :] * stride_ri
-        sum_oi = added_product(
-            tl.load(left_or, mask=inside_o[:, None] & here_r[None, :], other=0.0),
-            tl.load(right_ri, mask=here_r[:, None] & inside_i[None, :], other=0.0),
-            sum_oi,
-        )
-    out_oi = out_ptr + (group.to(tl.int64) * num_outputs + output_o[:, None]) * num_inputs + input_i[None, :]
-    inside_oi = inside_o[:, None] & inside_i[None, :]
-    if ADD:
-        sum_oi += tl.load(out_oi, mask=inside_oi, other=0.0).to(tl.float32)
-    tl.store(out_oi, rounded(sum_oi, out_ptr.dtype.element_ty), mask=inside_oi)
+    """Which row of the left each row reads, its slot, and whether it has one; lanes behind the tile read its last."""
+    source_r = first + tl.minimum(row_r, num_rows - 1)
+    slot_r = source_r
+    found_r = row_r < num_rows
+    if HAS_SLOTS:
+        slot_r = tl.load(slot_ptr + source_r).to(tl.int64)
+        found_r = found_r & (slot_r >= 0) & (slot_r < num_slots)
+        slot_r = tl.where(found_r, slot_r, 0)
+    if GATHER:
+        source_r = slot_r // SLOTS_OF_ROW
+    return source_r, slot_r, found_r
+
+
+@triton.jit
+def _block(pointers, inside_first, inside_second, MASK_FIRST: tl.constexpr, MASK_SECOND: tl.constexpr):
+    """A block of a matrix, with zeros where a mask that is needed says so."""
+    if MASK_FIRST and MASK_SECOND:
+        return tl.load(pointers, mask=inside_first[:, None] & inside_second[None, :], other=0.0)
+    if MASK_FIRST:
+        return tl.load(pointers, mask=inside_first[:, None], other=0.0)
+    if MASK_SECOND:
+        return tl.load(pointers, mask=inside_second[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def _finished(sum_ro, scale_r, found_r, ELEMENT: tl.constexpr, SCALE: tl.constexpr, GATHER: tl.constexpr):
+    """Sums as values of the output: scaled, zero where nothing was gathered, rounded once."""
+    if SCALE:
+        sum_ro *= scale_r[:, None]
+    if GATHER:
+        sum_ro = tl.where(found_r[:, None], sum_ro, 0.0)
+    return rounded(sum_ro, ELEMENT)
