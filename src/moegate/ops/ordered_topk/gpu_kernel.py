@@ -57,42 +57,109 @@ def rounds_kernel(
 
 
 @triton.jit
+def read_values(
+    row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+):  # fmt: skip
+    """What some elements of a row are ordered by: a float, NaN for what is excluded or none; or an int32, then the
+    least. Also which of the elements are NaN."""
+    real = place < num_values
+    wide = place.to(tl.int64)
+    if row_ptr.dtype.element_ty == tl.int32:
+        value = tl.load(row_ptr + wide * stride_n, mask=real, other=EXCLUDED)
+        spoiled = value != value
+    else:
+        z = tl.load(row_ptr + wide * stride_n, mask=real, other=float("nan")).to(tl.float32)
+        spoiled = real & (z != z)
+        value = score_of(z, greatest, total, SCORE)
+        if HAS_BIAS:
+            value += tl.load(bias_ptr + place, mask=real, other=0.0)
+        if HAS_EXCLUDED:
+            value = tl.where(read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE), float("nan"), value)
+    return value, spoiled
+
+
+@triton.jit
+def read_excluded(excluded_ptr, place, real, stride_n, GROUP_SIZE: tl.constexpr):
+    """Which elements of a row are excluded, by their groups."""
+    return tl.load(excluded_ptr + (place // GROUP_SIZE).to(tl.int64) * stride_n, mask=real, other=0) != 0
+
+
+@triton.jit
 def read_ranks(
     row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The ranks of some elements of a row, and which of them are NaN."""
-    real = place < num_values
-    wide = place.to(tl.int64)
-    x = tl.load(row_ptr + wide * stride_n, mask=real, other=0)
-    if x.dtype == tl.int32:
-        rank = x
-        spoiled = x != x
-    else:
-        z = x.to(tl.float32)
-        spoiled = z != z
-        z = score_of(z, greatest, total, SCORE)
-        if HAS_BIAS:
-            z += tl.load(bias_ptr + place, mask=real, other=0.0)
-        rank = ordered(z)
+    """The ranks of some elements of a row, and which of the elements are NaN."""
+    value, spoiled = read_values(
+        row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
+        SCORE, HAS_BIAS, False, GROUP_SIZE,
+    )  # fmt: skip
+    rank = rank_of(value)
     if HAS_EXCLUDED:
-        excluded = tl.load(excluded_ptr + (place // GROUP_SIZE).to(tl.int64) * excluded_stride_n, mask=real, other=0)
-        rank = tl.where(excluded != 0, EXCLUDED, rank)
-    return tl.where(real, rank, EXCLUDED), spoiled
+        excluded = read_excluded(excluded_ptr, place, place < num_values, excluded_stride_n, GROUP_SIZE)
+        rank = tl.where(excluded, EXCLUDED, rank)
+    return rank, spoiled
+
+
+@triton.jit
+def lane_ranks(value_dl):
+    """The rank of the greatest value of each lane; NaN counts as ``-inf``."""
+    if value_dl.dtype == tl.int32:
+        return tl.max(value_dl, axis=0)
+    return ordered(tl.max(tl.maximum(value_dl, -float("inf")), axis=0))
+
+
+@triton.jit
+def reaches(value, place, num_values, threshold):
+    """Which values have at least a rank, that of a float that is not NaN."""
+    if value.dtype == tl.int32:
+        return (place < num_values) & (value >= threshold)
+    return value >= (threshold ^ ((threshold >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rank_of_number(value):
+    """``rank_of`` where no float is NaN, in fewer instructions."""
+    if value.dtype == tl.int32:
+        return value
+    # Adding zero turns -0.0 into +0.0; a negative float's bits count downwards.
+    bits = (value + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31).to(tl.uint32, bitcast=True) >> 1).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def between(least, most):
+    """The middle of two int32, rounded up, without an overflow."""
+    return (least | most) - ((least ^ most) >> 1)
 
 
 @triton.jit
 def reached_by(rank_l, K):
-    """The greatest rank that ``K`` of the lanes reach, or any that exactly ``K`` reach; and the greatest of all."""
-    greatest = tl.max(rank_l, axis=0).to(tl.int64)
-    least = tl.full((), EXCLUDED, tl.int64)
-    most = greatest
+    """The greatest rank that ``K`` of the lanes reach, or any that exactly ``K`` reach."""
+    most = tl.max(rank_l, axis=0)
+    least = tl.min(rank_l, axis=0)
     while least < most:
-        middle = (least + most + 1) >> 1
-        count = tl.sum((rank_l >= middle.to(tl.int32)).to(tl.int32), axis=0)
+        middle = between(least, most)
+        count = tl.sum((rank_l >= middle).to(tl.int32), axis=0)
         most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
         least = tl.where(count >= K, middle, least)
-    return least, greatest
+    return least
+
+
+@triton.jit
+def write_reaching(value_dl, place_dl, num_values, threshold, keys_ptr, found, CAPACITY: tl.constexpr):
+    """Writes the keys of the values that reach a rank behind those found before, lane by lane; returns how many are
+    found now."""
+    taken_dl = reaches(value_dl, place_dl, num_values, threshold).to(tl.int32)
+    within_dl = tl.cumsum(taken_dl, axis=0)
+    count_l = tl.sum(taken_dl, axis=0)
+    before_l = found + tl.cumsum(count_l, axis=0) - count_l
+    target_dl = before_l[None, :] + within_dl - 1
+    tl.store(
+        keys_ptr + target_dl, keys_of(rank_of_number(value_dl), place_dl), mask=(taken_dl > 0) & (target_dl < CAPACITY)
+    )
+    return found + tl.sum(count_l, axis=0)
 
 
 @triton.jit
@@ -101,7 +168,7 @@ def exact_threshold(
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """As ``reached_by``, of a whole row, between two ranks; and at most as many as lie above it, so at least so many."""
+    """As ``reached_by``, of a whole row, between two ranks; and at most as many as lie above it."""
     above = tl.full((), 0, tl.int32)
     # Too many candidates are mostly the equals of the first threshold, so what lies next to it is asked first.
     middle = least + 1
@@ -113,21 +180,21 @@ def exact_threshold(
                 row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
                 greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
             )  # fmt: skip
-            count_n += ((place_n < num_values) & (rank_n >= middle.to(tl.int32))).to(tl.int32)
+            count_n += ((place_n < num_values) & (rank_n >= middle)).to(tl.int32)
         count = tl.sum(count_n, axis=0)
         above = tl.where(count < K, count, above)
         most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
         least = tl.where(count >= K, middle, least)
-        middle = (least + most + 1) >> 1
+        middle = between(least, most)
     return least, above
 
 
 @triton.jit
-def write_candidates(
+def write_first(
     row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
     threshold, ties,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    LIMITS_TIES: tl.constexpr, BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """Writes the keys of the elements that reach a rank, of its equals the first few; returns how many there are."""
     found = tl.full((), 0, tl.int32)
@@ -138,17 +205,14 @@ def write_candidates(
             row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
             greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
-        taken_n = ((place_n < num_values) & (rank_n >= threshold)).to(tl.int32)
-        # Most blocks of a long row hold none.
-        if tl.max(taken_n, axis=0) > 0:
-            if LIMITS_TIES:
-                equal_n = taken_n * (rank_n == threshold).to(tl.int32)
-                too_late_n = (equal_n > 0) & (equal_before + tl.cumsum(equal_n, axis=0) > ties)
-                taken_n = tl.where(too_late_n, 0, taken_n)
-                equal_before += tl.sum(equal_n, axis=0)
-            target_n = found + tl.cumsum(taken_n, axis=0) - 1
-            tl.store(keys_ptr + target_n, keys_of(rank_n, place_n), mask=(taken_n > 0) & (target_n < CAPACITY))
-            found += tl.sum(taken_n, axis=0)
+        taken_n = (place_n < num_values) & (rank_n >= threshold)
+        equal_n = (taken_n & (rank_n == threshold)).to(tl.int32)
+        early_n = equal_before + tl.cumsum(equal_n, axis=0) <= ties
+        equal_before += tl.sum(equal_n, axis=0)
+        taken_n = taken_n & ((equal_n == 0) | early_n)
+        target_n = found + tl.cumsum(taken_n.to(tl.int32), axis=0) - 1
+        tl.store(keys_ptr + target_n, keys_of(rank_n, place_n), mask=taken_n & (target_n < CAPACITY))
+        found += tl.sum(taken_n.to(tl.int32), axis=0)
     return found
 
 
@@ -158,7 +222,7 @@ def candidates_kernel(
     num_values, stride_t, stride_n, excluded_stride_t, excluded_stride_n, K,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, HAS_MASK: tl.constexpr,
     WITH_SPOILED: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_N: tl.constexpr, IN_ONE_BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """At least the ``K`` greatest of one row, as at most ``CAPACITY`` keys in any order; the rest is ``LOWEST``."""
     row = tl.program_id(0).to(tl.int64)
@@ -172,33 +236,48 @@ def candidates_kernel(
     if HAS_EXCLUDED:
         excluded_ptr += row * excluded_stride_t
     keys_ptr += row * CAPACITY
-    DEPTH: tl.constexpr = BLOCK_N // LANES
-    spread_dl = tl.arange(0, DEPTH)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    lane_l = tl.full((LANES,), EXCLUDED, tl.int32)
-    spoiled_l = tl.full((LANES,), 0, tl.int32)
-    for start in range(0, num_values, BLOCK_N):
-        rank_dl, spoiled_dl = read_ranks(
-            row_ptr, excluded_ptr, bias_ptr, start + spread_dl, num_values, stride_n, excluded_stride_n,
-            greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
-        )  # fmt: skip
-        lane_l = tl.maximum(lane_l, tl.max(rank_dl, axis=0))
-        if WITH_SPOILED:
-            spoiled_l = tl.maximum(spoiled_l, tl.max(spoiled_dl.to(tl.int32), axis=0))
-    if WITH_SPOILED:
-        tl.store(spoiled_ptr + row, tl.max(spoiled_l, axis=0))
-    least, most = reached_by(lane_l, K)
-    found = write_candidates(
-        row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-        least.to(tl.int32), num_values, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, False, BLOCK_N, CAPACITY,
+    # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to read them as one word,
+    # which would cost more than it saves, as what a thread writes are no neighbours.
+    lane_l = tl.arange(0, LANES) ^ tl.program_id(1)
+    place_dl = tl.arange(0, BLOCK_N // LANES)[:, None] * LANES + lane_l[None, :]
+    value_dl, spoiled_dl = read_values(
+        row_ptr, excluded_ptr, bias_ptr, place_dl, num_values, stride_n, excluded_stride_n,
+        greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
     )  # fmt: skip
-    if found > CAPACITY:
-        least, above = exact_threshold(
+    rank_l = lane_ranks(value_dl)
+    if not IN_ONE_BLOCK:
+        for start in range(BLOCK_N, num_values, BLOCK_N):
+            next_dl, next_spoiled_dl = read_values(
+                row_ptr, excluded_ptr, bias_ptr, start + place_dl, num_values, stride_n, excluded_stride_n,
+                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            )  # fmt: skip
+            rank_l = tl.maximum(rank_l, lane_ranks(next_dl))
+            spoiled_dl = spoiled_dl | next_spoiled_dl
+    if WITH_SPOILED:
+        tl.store(spoiled_ptr + row, tl.max(tl.max(spoiled_dl.to(tl.int32), axis=0), axis=0))
+
+    threshold = reached_by(rank_l, K)
+    found = write_reaching(
+        value_dl, place_dl, num_values, threshold, keys_ptr, tl.full((), 0, tl.int32), CAPACITY
+    )  # fmt: skip
+    if not IN_ONE_BLOCK:
+        for start in range(BLOCK_N, num_values, BLOCK_N):
+            next_dl, _ = read_values(
+                row_ptr, excluded_ptr, bias_ptr, start + place_dl, num_values, stride_n, excluded_stride_n,
+                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            )  # fmt: skip
+            found = write_reaching(next_dl, start + place_dl, num_values, threshold, keys_ptr, found, CAPACITY)
+    if (found < K) | (found > CAPACITY):
+        # Too few: what is missing are NaN, or excluded. Too many: equal values.
+        least = tl.where(found < K, EXCLUDED, threshold)
+        most = tl.where(found < K, EXCLUDED + 1, tl.max(rank_l, axis=0))
+        threshold, above = exact_threshold(
             row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, BLOCK_N,
+            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES,
         )  # fmt: skip
-        found = write_candidates(
+        found = write_first(
             row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            least.to(tl.int32), K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, True, BLOCK_N, CAPACITY,
+            threshold, K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES, CAPACITY,
         )  # fmt: skip
     target_c = tl.arange(0, CAPACITY)
     tl.store(keys_ptr + target_c, tl.full((CAPACITY,), LOWEST, tl.int64), mask=target_c >= found)

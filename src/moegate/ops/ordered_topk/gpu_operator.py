@@ -127,7 +127,7 @@ def topk_of_long_rows(
             values, ranking.excluded, ranking.bias, ranking.mask, ranking.softmax, keys, spoiled,
             num_values, *values.stride(), *ranking.strides(), k,
             HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, BLOCK_N=sizes.block,
-            CAPACITY=sizes.capacity, num_warps=sizes.num_warps, **ranking.switches(),
+            IN_ONE_BLOCK=num_values <= sizes.block, CAPACITY=sizes.capacity, num_warps=sizes.num_warps, **ranking.switches(),
         )  # fmt: skip
     _put_in_order(keys, index)
     return spoiled
@@ -149,13 +149,20 @@ def _put_in_order(keys: Tensor, index: Tensor) -> None:
 def sizes_for(num_values: int, k: int) -> Sizes:
     """The sizes for the ``k`` greatest of so many; they do not depend on the number of rows.
 
-    Four lanes for each of ``k`` leave about 1.15 k candidates where values differ, two lanes 1.4 k.
+    Four lanes for each of ``k`` leave about 1.15 k candidates where values differ, two lanes 1.4 k. A row of up to 32
+    elements a thread stays in registers; a longer one is read twice, the second time from the cache.
     """
     places = triton.next_power_of_2(k)
-    warps = 1 if num_values <= 2048 and k <= 64 else 4 if num_values <= 16384 and k <= 512 else 8
+    if num_values <= 1024 and k <= 64:
+        warps = 1
+    elif num_values <= 16384 and k <= 512:
+        warps = 4
+    else:
+        warps = 16 if num_values > 16384 else 8
     lanes = max(128 * warps, min(4 * places, 8192))
-    depth = min(triton.next_power_of_2(triton.cdiv(num_values, lanes)), max(1, 1024 * warps // lanes))
-    return Sizes(lanes=lanes, block=lanes * depth, capacity=max(16, 2 * places), num_warps=warps)
+    whole = triton.next_power_of_2(num_values)
+    block = whole if whole <= 1024 * warps else 512 * warps
+    return Sizes(lanes=lanes, block=max(lanes, block), capacity=max(16, 2 * places), num_warps=warps)
 
 
 def _check(values: Tensor, k: int, excluded: Tensor | None) -> None:

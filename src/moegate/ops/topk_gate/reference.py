@@ -41,7 +41,7 @@ def gate(logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, 
         # The scale is a rounding of its own.
         weights=weights_TK * options.scale,
         index=index_TK.to(torch.int32 if mode.narrow_index else torch.int64),
-        counts=_count(index_TK, logits_TE.shape[-1] if mode.with_counts else 0),
+        counts=count_of(index_TK, logits_TE.shape[-1] if mode.with_counts else 0),
         logsumexp=logsumexp_T if mode.with_logsumexp else logsumexp_T[:0],
         chosen=chosen_TK,
     )
@@ -80,7 +80,7 @@ def _group_scores(values_TE: Tensor, num_groups: int, mode: Mode) -> Tensor:
     return values_TGe.topk(2 if mode.groups_by_top2_sum else 1, dim=-1).values.sum(dim=-1)
 
 
-def _count(index_TK: Tensor, num_experts: int) -> Tensor:
+def count_of(index_TK: Tensor, num_experts: int) -> Tensor:
     counts_E = torch.zeros(num_experts, dtype=torch.int64, device=index_TK.device)
     if num_experts == 0:
         return counts_E
