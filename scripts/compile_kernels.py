@@ -1,8 +1,8 @@
 """Compiles every launch of the operators at the sizes of published models, for GPUs that need not be there.
 
-``python scripts/compile_kernels.py [PART OF A CASE'S NAME] [--target sm_90]`` prints what a thread of each kernel needs,
-and fails where one spills registers to memory, asks for more shared memory than there is, or leaves to the smaller
-matrix instructions what Hopper has larger ones for.
+``python scripts/compile_kernels.py [PART OF A CASE'S NAME] [--target sm_90]`` prints what a thread of each kernel
+needs, and fails where one spills registers to memory, asks for more shared memory than there is, or leaves to the
+smaller matrix instructions what Hopper has larger ones for.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What the operators would launch on a GPU, and what Triton makes of it, on a machine without one.
 
-Under ``recorded`` the tensors are PyTorch's fake ones, on a device "cuda" that need not be there: sizes are real, values
-are not, so that an operator that waited for a value would fail here. Its launches are written down, not done, and
-``compiled`` makes the machine's code of each, as the first launch on that machine would.
+Under ``recorded`` the tensors are PyTorch's fake ones, on a device "cuda" that need not be there: sizes are real,
+values are not, so that an operator that waited for a value would fail here. Its launches are written down, not done,
+and ``compiled`` makes the machine's code of each, as the first launch on that machine would.
 """
 
 import contextlib

@@ -73,7 +73,7 @@ def test_one_element_too_many(read: int, written: int, what: str) -> None:
 def test_programs_that_store_to_one_place() -> None:
     target = torch.zeros(1, dtype=torch.int32)
     to_one_place[(1,)](target)
-    with refused("to_one_place: programs race, 1 addresses are stored to by several"):
+    with refused("to_one_place: programs race, several store to 1 of the addresses"):
         to_one_place[(2,)](target)
 
 

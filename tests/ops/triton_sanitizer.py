@@ -83,7 +83,7 @@ class Launch:
         stored, writer = stored[order], writer[order]
         shared = (stored[1:] == stored[:-1]) & (writer[1:] != writer[:-1])
         if shared.any():
-            raise SanitizerError(f"{self.kernel}: programs race, {int(shared.sum())} addresses are stored to by several")
+            raise SanitizerError(f"{self.kernel}: programs race, several store to {int(shared.sum())} of the addresses")
         loaded, reader = _by_program(self.loads)
         place = np.minimum(np.searchsorted(stored, loaded), len(stored) - 1) if len(stored) else NONE.astype(int)
         if len(stored) and ((stored[place] == loaded) & (writer[place] != reader)).any():
