@@ -49,14 +49,34 @@ def _keep(kernel: Any, names: tuple[str, ...], wanted: tuple[tuple[int, ...], ..
         kernel.configs = kept
 
 
-def plan(index_TK: Tensor, num_experts: int) -> tuple[Tensor, ...]:
-    """``compute_routing_metadata``: counts, starts, tokens and slots of the sorted rows, their inverse, and tiles.
+def plan() -> Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Indices to counts, offsets, order and inverse, by ``compute_routing_metadata``, which has tiles besides.
 
     Raises:
         PeerMissing: it is not here.
     """
-    found: tuple[Tensor, ...] = _module().compute_routing_metadata(index_TK, num_experts)
-    return found
+    metadata = _module().compute_routing_metadata
+
+    def run(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        counts, starts, _, slot_R, inverse_R, *_ = metadata(index_TK.int(), num_experts)
+        return counts, starts[1:], slot_R, inverse_R
+
+    return run
+
+
+def combine() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Rows, their inverse and weights to the weighted sums.
+
+    Raises:
+        PeerMissing: it is not here.
+    """
+    aggregated = _module()._token_aggregation
+
+    def run(rows_RD: Tensor, inverse_N: Tensor, weights_TK: Tensor) -> Tensor:
+        out_TD: Tensor = aggregated(rows_RD, weights_TK.reshape(-1), inverse_N, *weights_TK.shape, rows_RD.shape[1])
+        return out_TD
+
+    return run
 
 
 def experts(gate_up: Tensor, down: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -44,26 +44,38 @@ def gate(rule: GateRule, num_experts: int) -> Callable[[Tensor, Tensor | None], 
     return run
 
 
-def permute(hidden_TD: Tensor, index_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(rows, where each slot went [K * T], offsets [E + 1])``; the order within an expert is that of the race.
+def permute(num_experts: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Hidden states and indices to ``(rows, where each slot went [K * T], offsets [E + 1])``.
+
+    The order within an expert is that of a race.
 
     Raises:
         PeerMissing: it is not here.
     """
     if num_experts & (num_experts - 1):
         raise PeerMissing(f"its histogram needs a power of two of experts, not {num_experts}")
-    found: tuple[Tensor, Tensor, Tensor] = _package().permute(hidden_TD, index_TK.int(), E=num_experts)
-    return found
+    permuted = _package().permute
+
+    def run(hidden_TD: Tensor, index_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = permuted(hidden_TD, index_TK.int(), E=num_experts)
+        return found
+
+    return run
 
 
-def unpermute(rows_RD: Tensor, place_N: Tensor, weights_TK: Tensor) -> Tensor:
-    """The weighted sums, for rows that lie where ``place_N [K * T]`` says.
+def unpermute() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Rows, where they lie ``[K * T]`` and weights to the weighted sums.
 
     Raises:
         PeerMissing: it is not here.
     """
-    out_TD: Tensor = _package().unpermute(rows_RD, place_N, weights_TK, *weights_TK.shape)
-    return out_TD
+    unpermuted = _package().unpermute
+
+    def run(rows_RD: Tensor, place_N: Tensor, weights_TK: Tensor) -> Tensor:
+        out_TD: Tensor = unpermuted(rows_RD, place_N, weights_TK, *weights_TK.shape)
+        return out_TD
+
+    return run
 
 
 def experts(gate_up: Tensor, down: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -72,12 +84,12 @@ def experts(gate_up: Tensor, down: Tensor) -> Callable[[Tensor, Tensor, Tensor],
     Raises:
         PeerMissing: it is not here.
     """
-    package, num_experts = _package(), gate_up.shape[0]
+    package, permuted, unpermuted = _package(), permute(gate_up.shape[0]), unpermute()
 
     def run(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        rows_RD, place_N, offsets = permute(hidden_TD, index_TK, num_experts)
+        rows_RD, place_N, offsets = permuted(hidden_TD, index_TK)
         gate_RF, up_RF = package.grouped_gemm(rows_RD, gate_up, offsets).chunk(2, dim=-1)
         rows_RD = package.grouped_gemm(silu(gate_RF) * up_RF, down, offsets)
-        return unpermute(rows_RD, place_N, weights_TK)
+        return unpermuted(rows_RD, place_N, weights_TK)
 
     return run

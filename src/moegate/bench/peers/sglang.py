@@ -24,7 +24,7 @@ _SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrt_softplus": "sqrtsof
 _LARGEST = 4096  # one register tile a row
 
 
-def gate(rule: GateRule) -> Callable[[Tensor, Tensor | None], Chosen]:
+def gate(rule: GateRule, num_experts: int) -> Callable[[Tensor, Tensor | None], Chosen]:
     """The router for a rule.
 
     Raises:
@@ -32,6 +32,8 @@ def gate(rule: GateRule) -> Callable[[Tensor, Tensor | None], Chosen]:
     """
     if rule.score not in _SCORES or (rule.score != "softmax" and not rule.biased):
         raise PeerMissing("its router does softmax, and with a bias sigmoid and sqrt-softplus")
+    if num_experts > _LARGEST:
+        raise PeerMissing(f"its router holds a row in registers: {num_experts} experts are too many")
     router = _router()
 
     def run(logits_TE: Tensor, bias_E: Tensor | None) -> Chosen:
@@ -47,16 +49,6 @@ def gate(rule: GateRule) -> Callable[[Tensor, Tensor | None], Chosen]:
         return Chosen(index_TK, weights_TK)
 
     return run
-
-
-def check_size(num_experts: int) -> None:
-    """Refuses what its register tile was not made for.
-
-    Raises:
-        PeerMissing: there are too many experts.
-    """
-    if num_experts > _LARGEST:
-        raise PeerMissing(f"its router holds a row in registers: {num_experts} experts are too many")
 
 
 @cache
