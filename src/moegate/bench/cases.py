@@ -51,6 +51,7 @@ class Target:
         floors: multiples of the physical floor.
         best_peers: multiples of the time of the best peer.
         share: the part of it that is not its products, for a case with such parts.
+        cold: whether the time that counts is the one with cold caches.
         published: the best time that others have published, with where.
     """
 
@@ -58,6 +59,7 @@ class Target:
     floors: float | None = None
     best_peers: float | None = None
     share: float | None = None
+    cold: bool = False
     published: str = ""
 
 

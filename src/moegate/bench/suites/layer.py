@@ -122,7 +122,8 @@ class Setting:
         """How many experts the tokens choose; on average, where there are others."""
         gate_ED, top_k = self.weights.gate.detach(), self.problem.top_k
         tokens = (self.hidden_TD.detach(), *self.other_tokens)
-        return sum(routed(hidden_TD, gate_ED, top_k)[0].unique().numel() for hidden_TD in tokens) / len(tokens)
+        touched: list[int] = [routed(hidden_TD, gate_ED, top_k)[0].unique().numel() for hidden_TD in tokens]
+        return sum(touched) / len(touched)
 
     def work(self, *, passes: int, with_gate: bool) -> Work:
         """Weights of the chosen experts and tokens once; matrix products: 1 forward, 3 with both gradients."""
