@@ -3,17 +3,18 @@
 import triton
 import triton.language as tl
 
-from moegate.ops.experts.gpu_kernel import value_and_slope
+from moegate.ops.gpu.activation import value_and_slope
 from moegate.ops.gpu.rounding import rounded
 
 
 @triton.jit
 def inner_backward_kernel(
-    pre_ptr, grad_inner_ptr, weights_ptr, inverse_ptr, inner_ptr, grad_pre_ptr, grad_weights_ptr,
+    pre_ptr, inner_ptr, weights_ptr, inverse_ptr, grad_pre_ptr, grad_weights_ptr,
     num_slots, num_rows, width,
     FUNCTION: tl.constexpr, GATED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """``inner = w · act(pre)``, ``grad_pre = act'(pre) · w g`` and ``grad_w = <act(pre), g>`` of each slot's row.
+    """``grad_pre = act'(pre) · w g`` and ``grad_w = <act(pre), g>`` of each slot's row; ``g``, which ``inner`` holds,
+    becomes ``w · act(pre)`` in its place.
 
     By slots and not by rows, so that a slot without a row gets its gradient of 0 here too.
     """
@@ -31,7 +32,7 @@ def inner_backward_kernel(
         inner_sf = row_s[:, None] * width + column_f[None, :]
         pre_sf = row_s[:, None] * (sides * width) + column_f[None, :]
         z_sf = tl.load(pre_ptr + pre_sf, mask=inside_sf, other=0.0).to(tl.float32)
-        grad_sf = tl.load(grad_inner_ptr + inner_sf, mask=inside_sf, other=0.0).to(tl.float32)
+        grad_sf = tl.load(inner_ptr + inner_sf, mask=inside_sf, other=0.0).to(tl.float32)
         value_sf, slope_sf = value_and_slope(z_sf, FUNCTION)
         weighted_sf = grad_sf * weight_s1
         if GATED:

@@ -7,7 +7,7 @@ a piece of one token; each loads a block of rows of a matrix at once, so that th
 import triton
 import triton.language as tl
 
-from moegate.ops.experts.gpu_kernel import value_and_slope
+from moegate.ops.gpu.activation import value_and_slope
 from moegate.ops.gpu.rounding import rounded
 
 
