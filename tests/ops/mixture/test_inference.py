@@ -1,57 +1,16 @@
 """mixture: against sums in float64, bit by bit against the four operators, and where the layer takes it."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from mixture_cases import DTYPES, Given, given, oracle
 from torch import Tensor
-from torch.nn import functional
 
 import moegate
 from moegate.ops import combine, dispatch_plan, mixture, permute
-from moegate.ops.experts import ACTIVATIONS, GATED, experts
+from moegate.ops.experts import ACTIVATIONS, experts
 from moegate.ops.library import KERNELS, available_isas, forced_isa
 
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": functional.silu,
-    "geglu": functional.gelu,
-    "gelu": functional.gelu,
-    "relu2": lambda x: x.relu().square(),
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-DTYPES = (torch.float32, torch.bfloat16)
 every_isa = pytest.mark.parametrize("isa", available_isas() or ("reference",))
-
-Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def given(
-    tokens: int = 7, activation: str = "swiglu", dtype: torch.dtype = torch.float32, sizes: tuple[int, ...] = (5, 3)
-) -> Given:
-    num_experts, top_k = sizes
-    sides = 2 if activation in GATED else 1
-    index_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
-    index_TK = index_TK.masked_fill(torch.rand(index_TK.shape) < 0.2, -1)
-    up, down_EDF = torch.randn(num_experts, sides * 11, 13), torch.randn(num_experts, 13, 11)
-    return torch.randn(tokens, 13).to(dtype), index_TK, torch.rand(index_TK.shape), up.to(dtype), down_EDF.to(dtype)
-
-
-def oracle(inputs: Given, activation: str, weight_input: bool) -> Tensor:
-    """Expert by expert and token by token, in float64."""
-    hidden_TD, index_TK, weights_TK, up, down_EDF = inputs
-    out_TD = torch.zeros(hidden_TD.shape, dtype=torch.float64)
-    for token, row in enumerate(index_TK.tolist()):
-        for slot, expert in enumerate(row):
-            if expert < 0:
-                continue
-            weight = weights_TK[token, slot].double()
-            x_D = hidden_TD[token].double() * (weight if weight_input else 1.0)
-            inner = up[expert].double() @ x_D
-            gate, factor = inner.chunk(2) if activation in GATED else (inner, torch.ones(()))
-            y_D = down_EDF[expert].double() @ (PLAIN[activation](gate) * factor)
-            out_TD[token] += y_D * (1.0 if weight_input else weight)
-    return out_TD
 
 
 def one_after_the_other(inputs: Given, activation: str, weight_input: bool) -> Tensor:

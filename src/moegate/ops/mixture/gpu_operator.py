@@ -8,9 +8,11 @@ from torch import Tensor
 from moegate.ops.combine.gpu_operator import combine
 from moegate.ops.dispatch_plan.gpu_operator import dispatch_plan
 from moegate.ops.experts.gpu_operator import function_of
-from moegate.ops.grouped_mm.gpu_operator import Slots, product, tiles_of
+from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Slots, product, tiles_of
 from moegate.ops.mixture.arguments import check_arguments
 from moegate.ops.mixture.gpu_operator_decode import decode, is_decoding
+from moegate.ops.mixture.inference import mixture_reference
+from moegate.ops.mixture.training_reference import trained_mixture_reference
 
 
 def mixture(  # noqa: PLR0917 - the schema of the operator
@@ -24,6 +26,8 @@ def mixture(  # noqa: PLR0917 - the schema of the operator
 ) -> Tensor:
     """``moegate::mixture``."""
     check_arguments(hidden_TD, index_TK, weights_TK, up, down_EDF, activation)
+    if hidden_TD.dtype not in ELEMENTS:
+        return mixture_reference(hidden_TD, index_TK, weights_TK, up, down_EDF, activation, weight_input)
     num_tokens, top_k = index_TK.shape
     if hidden_TD.numel() == 0 or top_k == 0 or down_EDF.numel() == 0:
         return torch.zeros_like(hidden_TD, memory_format=torch.contiguous_format)
@@ -40,6 +44,8 @@ def trained_mixture(  # noqa: PLR0917 - the schema of the operator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``moegate::trained_mixture``."""
     check_arguments(hidden_TD, index_TK, weights_TK, up, down_EDF, activation)
+    if hidden_TD.dtype not in ELEMENTS:
+        return trained_mixture_reference(hidden_TD, index_TK, weights_TK, up, down_EDF, activation)
     plan = _plan(index_TK, up.shape[0])
     pre = hidden_TD.new_empty(plan.slot.shape[0], up.shape[1])
     rows_RD = _run_experts(hidden_TD, plan, (up, down_EDF), activation, pre=pre)

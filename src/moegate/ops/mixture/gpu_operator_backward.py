@@ -5,8 +5,9 @@ from torch import Tensor
 
 from moegate.ops.combine.gpu_operator import combine
 from moegate.ops.experts.gpu_operator import function_of
-from moegate.ops.grouped_mm.gpu_operator import Slots, outer, product, tiles_of
+from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Slots, outer, product, tiles_of
 from moegate.ops.mixture.gpu_kernel_backward import inner_backward_kernel
+from moegate.ops.mixture.training_reference import trained_mixture_backward_reference
 
 
 def trained_mixture_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
@@ -25,6 +26,11 @@ def trained_mixture_backward(  # noqa: PLR0913, PLR0917 - the schema of the oper
     needs_projections: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``moegate::trained_mixture_backward``."""
+    if pre.dtype not in ELEMENTS:
+        return trained_mixture_backward_reference(
+            grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF,
+            activation, needs_hidden, needs_weights, needs_projections,
+        )  # fmt: skip
     num_rows, (_, hidden_size, width) = slot_R.shape[0], down_EDF.shape
     slots = Slots(slot_R, num_rows, max(1, inverse_TK.shape[1]))
     tiles = tiles_of(offsets_E, num_rows, pre.dtype)
@@ -57,5 +63,6 @@ def _inner_backward(
         inner_backward_kernel[(triton.cdiv(num_slots, block_s),)](
             pre, grad_inner_RF, weights_TK.contiguous(), inverse_TK.contiguous(), grad_pre, grad_weights_TK,
             num_slots, num_rows, width, FUNCTION=function, GATED=gated, BLOCK_S=block_s, BLOCK_F=block_f,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return grad_pre, grad_weights_TK

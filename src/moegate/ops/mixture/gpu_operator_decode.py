@@ -6,8 +6,8 @@ from torch import Tensor
 from moegate.ops.experts.gpu_operator import function_of
 from moegate.ops.mixture.gpu_kernel_decode import decode_down_kernel, decode_up_kernel
 
-_LOADED = 4096
-"""Elements of a matrix that a program has in flight at once, for each of its 128 threads some loads of 16 bytes."""
+_BYTES_AT_ONCE = 16384
+"""What a program has in flight at once: for each of its 128 threads 8 loads of 16 bytes."""
 
 
 def is_decoding(num_tokens: int, num_slots: int, num_experts: int) -> bool:
@@ -39,18 +39,20 @@ def decode(
     inner_SF = hidden_TD.new_empty(num_tokens * top_k, width)
     out_TD = hidden_TD.new_empty(num_tokens, hidden_size)
     function, gated = function_of(activation)
+    at_once = _BYTES_AT_ONCE // hidden_TD.element_size()
     block_d = min(512, triton.next_power_of_2(hidden_size))
-    block_f = max(1, min(_LOADED // block_d, triton.next_power_of_2(width)))
+    block_f = min(at_once // (2 * block_d if gated else block_d), triton.next_power_of_2(width))
     decode_up_kernel[num_tokens * top_k, triton.cdiv(width, block_f)](
         hidden_TD, index_TK, weights_TK, up, inner_SF, num_experts, hidden_size, width,
         *hidden_TD.stride(), *up.stride(),
         K=top_k, FUNCTION=function, GATED=gated, WEIGHT_INPUT=weight_input, BLOCK_F=block_f, BLOCK_D=block_d,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    block_k = min(8, triton.next_power_of_2(top_k))
-    block_f = min(256, triton.next_power_of_2(width))
-    block_d = max(1, min(2 * _LOADED // (block_k * block_f), triton.next_power_of_2(hidden_size)))
+    block_k, block_f = min(8, triton.next_power_of_2(top_k)), min(256, triton.next_power_of_2(width))
+    block_d = min(at_once // (block_k * block_f), triton.next_power_of_2(hidden_size))
     decode_down_kernel[triton.cdiv(hidden_size, block_d), num_tokens](
         inner_SF, index_TK, weights_TK, down_EDF, out_TD, num_experts, hidden_size, width, *down_EDF.stride(),
         K=top_k, HAS_WEIGHTS=not weight_input, BLOCK_K=block_k, BLOCK_D=block_d, BLOCK_F=block_f,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out_TD
