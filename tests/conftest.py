@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from triton_sanitizer import Sanitizer
+from triton_support import ON_TRITON
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -67,6 +69,13 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
+
+
+@pytest.fixture(autouse=True)
+def sanitized_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the operators run on Triton's interpreter, look at every address that a kernel touches."""
+    if ON_TRITON:
+        Sanitizer().install(monkeypatch)
 
 
 @pytest.fixture

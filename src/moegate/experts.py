@@ -11,6 +11,7 @@ from moegate.ops.experts.activations import number_of
 from moegate.ops.experts.gradient import experts_adding_gradients
 from moegate.ops.transforms import is_transformed
 from moegate.parts import check_choice, check_positive_integer
+from moegate.precision import in_autocast
 
 __all__ = ["Experts", "SharedExperts"]
 
@@ -67,14 +68,16 @@ class Experts(nn.Module):
             offsets_E: ``[E]`` int64, the end of each expert's rows. Rows beyond the last belong to no expert; their
                 output is 0.
         """
-        if not rows_RD.is_meta and torch.is_autocast_enabled(rows_RD.device.type):
-            rows_RD = rows_RD.to(torch.get_autocast_dtype(rows_RD.device.type))
-        up = self.up_weights
-        grad_up, grad_down = getattr(up, "main_grad", None), getattr(self.down_proj, "main_grad", None)
-        if grad_up is None or grad_down is None or not _may_add_in_place():
-            return experts(rows_RD, up, self.down_proj, offsets_E, self.activation)
-        number = number_of(self.activation)
-        return experts_adding_gradients(rows_RD, up, self.down_proj, offsets_E, number, (grad_up, grad_down))
+        rows_RD, up, down_EDF = in_autocast(rows_RD), self.up_weights, self.down_proj
+        buffers = _gradient_buffers(up, down_EDF)
+        if buffers is None:
+            return experts(rows_RD, up, down_EDF, offsets_E, self.activation)
+        return experts_adding_gradients(rows_RD, up, down_EDF, offsets_E, number_of(self.activation), buffers)
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether a backward would add to ``main_grad`` buffers."""
+        return _gradient_buffers(self.up_weights, self.down_proj) is not None
 
     @property
     def up_weights(self) -> nn.Parameter:
@@ -119,6 +122,12 @@ class SharedExperts(nn.Module):
         for layer in self.children():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
+
+
+def _gradient_buffers(up: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The ``main_grad`` of both weights, where a backward may add to them."""
+    grad_up, grad_down = getattr(up, "main_grad", None), getattr(down_EDF, "main_grad", None)
+    return None if grad_up is None or grad_down is None or not _may_add_in_place() else (grad_up, grad_down)
 
 
 def _may_add_in_place() -> bool:

@@ -10,7 +10,9 @@ from moegate.experts import Experts, SharedExperts
 from moegate.gates import Gate, LinearGate, NoisyLinearGate
 from moegate.noise import LearnedNoise
 from moegate.ops import mixture
+from moegate.ops.library import served_by_triton
 from moegate.parts import check_choice, check_integer
+from moegate.precision import in_autocast
 from moegate.records import Routing
 from moegate.routing import route
 from moegate.rule import RoutingRule
@@ -182,9 +184,9 @@ class MoE(nn.Module):
     def _mixture(self, tokens_TD: Tensor, routing: Routing) -> Tensor:
         """The chosen experts' outputs for each token, weighted and added."""
         weight_input, experts = self.rule.weighting.apply_to == "input", self.experts
-        if routing.slots is None and self.dispatch == "sorted" and _runs_unseen(experts):
+        if routing.slots is None and self.dispatch == "sorted" and _runs_unseen(experts, tokens_TD):
             return mixture(
-                tokens_TD, routing.expert_index, routing.weights, experts.up_weights, experts.down_proj,
+                in_autocast(tokens_TD), routing.expert_index, routing.weights, experts.up_weights, experts.down_proj,
                 experts.activation, weight_input=weight_input,
             )  # fmt: skip
         rows_RD, plan = dispatch(tokens_TD, routing, self.dispatch, weight_input=weight_input)
@@ -204,18 +206,24 @@ class MoE(nn.Module):
         return f"rule={self.rule!r}, dispatch={self.dispatch!r}"
 
 
-def _runs_unseen(experts: nn.Module) -> bool:
-    """Whether nobody looks at the experts as a module: neither gradients, nor hooks, nor autocast, nor a compiler."""
-    return not (
-        torch.is_grad_enabled()
-        or type(experts) is not Experts
+def _runs_unseen(experts: nn.Module, hidden: Tensor) -> bool:
+    """Whether one operator may stand for dispatch, experts and combine: nobody looks at the experts as a module.
+
+    On devices that Triton serves it has gradients, and a compiler sees it whole; elsewhere it is for inference.
+    """
+    if (
+        type(experts) is not Experts
         or "forward" in experts.__dict__  # replaced on the object, as accelerate does to bring offloaded weights
         or experts._forward_hooks
         or experts._forward_pre_hooks
+        or experts._backward_hooks
+        or experts._backward_pre_hooks
         or _has_any_global_hook()
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    )
+    ):
+        return False
+    if served_by_triton(hidden.device):
+        return not experts.adds_gradients
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
 
 def _check_gate(gate: object, rule: RoutingRule, hidden_size: int, num_logits: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a result must not be narrowed: outside autocast."""
+"""What autocast does to products: where it must not narrow them, and where it does."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -19,3 +19,17 @@ def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def in_autocast(values: Tensor) -> Tensor:
+    """The values in the type that autocast takes products in; where it is off, as they are.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     in_autocast(torch.ones(1)).dtype
+        torch.bfloat16
+    """
+    device = values.device.type
+    if values.is_meta or not torch.is_autocast_enabled(device):
+        return values
+    return values.to(torch.get_autocast_dtype(device))

@@ -99,7 +99,7 @@ def test_an_interruption_prints_what_there_is_and_says_how_to_go_on(suite, tmp_p
 
 
 def test_no_more_threads_than_cores(suite, tmp_path, monkeypatch):
-    monkeypatch.setattr("moegate.cli.doctor.usable_cores", lambda: 1)
+    monkeypatch.setattr("moegate.cli.machine_facts.usable_cores", lambda: 1)
     output = run("gate", "--quick", "-o", str(tmp_path), "--threads", "1,2")
     assert "This process may use 1 cores; measuring with 1 threads." in output
     assert [row["threads"] for row in rows_in(tmp_path)] == [1]

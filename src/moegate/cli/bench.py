@@ -15,6 +15,8 @@ from rich.table import Table
 from moegate.bench.suites import SUITES, load_suite
 
 EXAMPLES = (
+    "moegate bench --device cuda --all",
+    "moegate bench gate --device cuda --only 'softmax T=8192'",
     "moegate bench gate --quick",
     "moegate bench gate --only 'E=256 K=8' --threads 2",
     "moegate bench layer --only bf16 --without transformers",
@@ -28,11 +30,19 @@ _ONLY = "Cases with one of these texts in their names, separated by commas."
 _WITHOUT = "Leave out peers with one of these texts in their names."
 _RESUME = "Take over what this commit has measured on this machine before, and measure the rest."
 _ROUNDS = "The most rounds of a variant; the rounds of all variants alternate."
+_DEVICE = "cpu; cuda; or rehearsal: the steps of cuda on the CPU, with tiny sizes and without times."
+_ALL = "Every suite, one after the other, as with the suite all."
+_SECONDS = "For a whole sitting on a GPU; what is left then is named and left out."
+_CPU_OPTIONS = ("threads", "quick", "without", "resume", "rounds")
 _INTERRUPTED = 130
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help=_WHAT)],
+    context: typer.Context,
+    suite: Annotated[str | None, typer.Argument(help=_WHAT, show_default=False)] = None,
+    device: Annotated[str, typer.Option(help=_DEVICE)] = "cpu",
+    every: Annotated[bool, typer.Option("--all", help=_ALL)] = False,
+    seconds: Annotated[float, typer.Option(help=_SECONDS)] = 420.0,
     threads: Annotated[str, typer.Option(help=_THREADS)] = "1,2",
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK)] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT, show_default=False)] = None,
@@ -50,7 +60,40 @@ def bench(
     Each measurement is appended to SUITE.jsonl at once, so Ctrl-C loses nothing; beside it go the tables (SUITE.md)
     and, with matplotlib, a picture. Peers that are not installed are named and left out: make bench installs them.
     The exit status is 1 when a result of moegate itself is wrong.
+
+    On a GPU the suites are checks, gate, plan, layer, decode, more. One sitting of under eight minutes checks with
+    hostile inputs, then times everything in CUDA graphs by events, by importance, and writes cuda.jsonl and cuda.md:
+    every case beside its floor, its peers and its target. PyTorch and Triton suffice, from a source tree:
+    PYTHONPATH=src python -m moegate.cli bench --device cuda --all. Peers may lie unpacked in folders that MOEGATE_PEERS
+    names.
     """
+    name = _suite_of(suite, every=every)
+    if device != "cpu":
+        _refuse_options_of_the_cpu(context)
+        from moegate.bench.gpu.verb import bench_on_device
+
+        raise typer.Exit(bench_on_device(name, device, seconds=seconds, only=only, output=output))
+    _bench_on_cpu(name, threads, quick, output, only, without, resume, rounds)
+
+
+def _suite_of(suite: str | None, *, every: bool) -> str:
+    if every and suite not in {None, "all"}:
+        raise ValueError(f"--all is every suite, and you named {suite}: leave one of them out.")
+    if suite is None and not every:
+        raise ValueError("Name a suite, or --all for every one: moegate bench --help lists them.")
+    return suite or "all"
+
+
+def _refuse_options_of_the_cpu(context: typer.Context) -> None:
+    sources = {name: context.get_parameter_source(name) for name in _CPU_OPTIONS}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise ValueError(f"--{given[0]} is an option of the CPU's benchmarks: leave it out with --device.")
+
+
+def _bench_on_cpu(
+    suite: str, threads: str, quick: bool, output: Path | None, only: str, without: str, resume: bool, rounds: int
+) -> None:
     from moegate.bench.machine import checkout
     from moegate.bench.running import Options
     from moegate.bench.timing import Effort
@@ -88,7 +131,7 @@ def _with_cases(names: Sequence[str], *, quick: bool, only: tuple[str, ...]) -> 
 
 
 def _usable(numbers: tuple[int, ...], console: Console) -> tuple[int, ...]:
-    from moegate.cli.doctor import usable_cores
+    from moegate.cli.machine_facts import usable_cores
 
     cores = usable_cores()
     usable = tuple(dict.fromkeys(min(number, cores) for number in numbers))

@@ -1,8 +1,6 @@
 """`moegate doctor`: what is installed, what the machine has, and what serves each operator."""
 
-import importlib.metadata
 import json
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moegate.cli.machine_facts import cpu_facts, installed_version, usable_cores
 from moegate.ops import operators
 
 PACKAGES = ("moegate", "torch", "numpy", "safetensors")
@@ -31,40 +30,6 @@ OPTIONAL = {
     "mlflow": "mlflow",
 }
 """Optional distribution -> the extra of moegate that installs it."""
-
-# The instruction sets that matter for routing and matrix products, in the spelling of Linux and of macOS.
-NOTABLE_FLAGS = (
-    *("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
-    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
-)
-
-
-def installed_version(name: str) -> str | None:
-    """The version of an installed distribution; None without it. Imports nothing."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_facts(cpuinfo: str) -> dict[str, Any]:
-    """Model and notable instruction sets from the text of Linux's /proc/cpuinfo (empty elsewhere)."""
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return {
-        "model": fields.get("model name") or platform.processor() or platform.machine(),
-        "flags": [flag for flag in NOTABLE_FLAGS if flag in flags],
-    }
-
-
-def usable_cores() -> int:
-    """The cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -86,6 +86,16 @@ def falls_back(name: str, reason: str) -> None:
         raise RuntimeError(f"MOEGATE_STRICT=1, and no kernel takes this call of moegate::{name}: {reason}.")
 
 
+def served_by_triton(device: torch.device) -> bool:
+    """Whether the operators that have Triton kernels run as such on a device.
+
+    Example:
+        >>> served_by_triton(torch.device("meta"))
+        False
+    """
+    return HAS_TRITON and device.type.upper() in TRITON_KEYS
+
+
 @cache
 def implementation(place: str) -> Callable[..., Any]:
     """The function at ``"package.module:function"``, imported now."""

@@ -47,7 +47,7 @@ def mixture(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, weights: We
         >>> mixture(torch.ones(1, 1), torch.tensor([[0]]), torch.ones(1, 1), Weights(one, one, torch.ones(1, 1, 1)))
         tensor([[0.7311]], dtype=torch.float64)
     """
-    out_TD = torch.zeros(hidden_TD.shape, dtype=torch.float64)
+    out_TD = torch.zeros_like(hidden_TD, dtype=torch.float64)
     for expert in range(weights.gate_up.shape[0]):
         token_R, slot_R = torch.where(index_TK == expert)
         if len(token_R) == 0:

@@ -1,8 +1,7 @@
-"""Dispatch and combine: the places by a stable sort in NumPy, the sums in float64."""
+"""Dispatch and combine: the places by their definition, the sums in float64; on the device of what is judged."""
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,36 +30,39 @@ class PlanOracle:
     """
 
     def __init__(self, index_TK: Tensor, num_experts: int) -> None:
-        expert_N = index_TK.numpy().reshape(-1)
+        expert_N = index_TK.reshape(-1).long()
         self.top_k = index_TK.shape[1]
-        self.slot_R = np.argsort(expert_N, kind="stable")
-        counts_E = np.bincount(expert_N, minlength=num_experts)
+        number_N = torch.arange(expert_N.numel(), device=index_TK.device)
+        # Expert first, then slot: numbers of their own, so that any sort gives the stable order.
+        self.slot_R = (expert_N * expert_N.numel() + number_N).sort().values % max(1, expert_N.numel())
+        counts_E = torch.bincount(expert_N, minlength=num_experts)
         self._expected = {
             "counts": counts_E,
-            "offsets": counts_E.cumsum(),
+            "offsets": counts_E.cumsum(0),
             "slot": self.slot_R,
-            "inverse": np.argsort(self.slot_R),
+            "inverse": torch.empty_like(self.slot_R).scatter_(0, self.slot_R, number_N),
         }
 
     def places_verdict(self, places: Places) -> Verdict:
         """The verdict on a plan: every number must be right."""
         for name, expected in self._expected.items():
-            found = getattr(places, name).numpy().reshape(-1)
+            found = getattr(places, name).reshape(-1)
             if found.shape != expected.shape:
-                return f"{name} has {found.size} elements instead of {expected.size}"
+                return f"{name} has {found.numel()} elements instead of {expected.numel()}"
             differing = int((found != expected).sum())
             if differing:
-                return f"{name} differs at {differing} of {expected.size} places"
+                return f"{name} differs at {differing} of {expected.numel()} places"
         return None
 
     def rows_verdict(self, rows_RD: Tensor, hidden_TD: Tensor) -> Verdict:
         """The verdict on gathered rows: copies, so exact."""
-        right_RD = hidden_TD[torch.from_numpy(self.slot_R // self.top_k)]
+        right_RD = hidden_TD[self.slot_R // self.top_k]
         return None if torch.equal(rows_RD, right_RD) else "a row is not its token's"
 
     def sums_verdict(self, out_TD: Tensor, rows_RD: Tensor, weights_TK: Tensor) -> Verdict:
         """The verdict on the tokens' weighted sums."""
-        weighted_RD = float64(rows_RD) * float64(weights_TK).reshape(-1)[self.slot_R, None]
-        expected_TD = np.zeros((weights_TK.shape[0], rows_RD.shape[1]))
-        np.add.at(expected_TD, self.slot_R // self.top_k, weighted_RD)
+        place_TK = self._expected["inverse"].view(weights_TK.shape)
+        expected_TD = out_TD.new_zeros((len(weights_TK), rows_RD.shape[1]), dtype=torch.float64)
+        for k in range(self.top_k):
+            expected_TD += float64(rows_RD[place_TK[:, k]]) * float64(weights_TK)[:, k, None]
         return compare("an output", out_TD, expected_TD, rows_RD.dtype)

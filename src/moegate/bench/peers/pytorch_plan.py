@@ -16,7 +16,7 @@ class SortedSlots(NamedTuple):
 
 
 def plan(index_TK: Tensor, num_experts: int) -> SortedSlots:
-    """Sort, count, cumulate, invert.
+    """Sort, count, cumulate, invert; counting waits for a GPU.
 
     Example:
         >>> found = plan(torch.tensor([[1], [0], [1]]), 2)
@@ -27,8 +27,22 @@ def plan(index_TK: Tensor, num_experts: int) -> SortedSlots:
     slot_R = torch.sort(expert_N, stable=True).indices
     counts_E = torch.bincount(expert_N, minlength=num_experts)
     inverse_R = torch.empty_like(slot_R)
-    inverse_R[slot_R] = torch.arange(slot_R.shape[0])
+    inverse_R[slot_R] = torch.arange(slot_R.shape[0], device=slot_R.device)
     return SortedSlots(counts_E, counts_E.cumsum(0), slot_R, inverse_R)
+
+
+def plan_without_waiting(index_TK: Tensor, num_experts: int) -> SortedSlots:
+    """The same with a histogram of known size, as transformers counts on GPUs.
+
+    Example:
+        >>> plan_without_waiting(torch.tensor([[1], [0], [1]]), 2).counts.tolist()
+        [1, 2]
+    """
+    expert_N = index_TK.reshape(-1)
+    slot_R = torch.sort(expert_N, stable=True).indices
+    counts_E = torch.histc(expert_N.float(), bins=num_experts, min=0, max=num_experts - 1).long()
+    number_R = torch.arange(slot_R.shape[0], device=slot_R.device)
+    return SortedSlots(counts_E, counts_E.cumsum(0), slot_R, torch.empty_like(slot_R).scatter_(0, slot_R, number_R))
 
 
 def permute(hidden_TD: Tensor, slot_R: Tensor, top_k: int) -> Tensor:
@@ -40,7 +54,7 @@ def combine_by_index_add(rows_RD: Tensor, slot_R: Tensor, weights_TK: Tensor) ->
     """Weighted rows added to their tokens."""
     num_tokens, top_k = weights_TK.shape
     weighted_RD = rows_RD * weights_TK.reshape(-1)[slot_R, None]
-    out_TD = torch.zeros(num_tokens, rows_RD.shape[1])
+    out_TD = weighted_RD.new_zeros(num_tokens, rows_RD.shape[1], dtype=torch.float32)
     out_TD.index_add_(0, torch.div(slot_R, top_k, rounding_mode="floor"), weighted_RD)
     return out_TD.to(rows_RD.dtype)
 

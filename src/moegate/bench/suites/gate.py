@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import moegate
-from moegate.bench.cases import Case, Entry, Variant, Verdict, Work, sizes
+from moegate.bench.cases import CPU, Case, Entry, Place, Variant, Verdict, Work, sizes
 from moegate.bench.memory import peak_bytes
 from moegate.bench.oracles.gate import Chosen, GateOracle, GateRule, gate_gradient, gradient_verdict
-from moegate.bench.peers import pytorch_gate, vllm_cpu
+from moegate.bench.peers import moe_ops, pytorch_gate, sglang, vllm_cpu
+from moegate.bench.peers.finding import PeerMissing
 from moegate.bench.pictures import draw_bars
 from moegate.bench.suites.suite import Suite, Variants
 from moegate.bench.tables import tell_cases
@@ -31,6 +32,7 @@ class Problem:
     num_tokens: int
     num_experts: int
     dtype: torch.dtype = torch.float32
+    place: Place = CPU
 
     @property
     def shape(self) -> dict[str, int]:
@@ -55,10 +57,11 @@ class Problem:
 
     def inputs(self) -> tuple[Tensor, Tensor | None]:
         """Normal logits and, for a rule with one, a bias; the same at every call."""
-        generator = torch.Generator().manual_seed(self.num_tokens * 31 + self.num_experts)
-        logits_TE = torch.randn(self.num_tokens, self.num_experts, generator=generator).to(self.dtype)
-        bias_E = 0.1 * torch.randn(self.num_experts, generator=generator) if self.rule.biased else None
-        return logits_TE, bias_E
+        device = self.place.device
+        generator = torch.Generator(device).manual_seed(self.num_tokens * 31 + self.num_experts)
+        drawn = partial(torch.randn, generator=generator, device=device)
+        logits_TE = drawn(self.num_tokens, self.num_experts).to(self.dtype)
+        return logits_TE, 0.1 * drawn(self.num_experts) if self.rule.biased else None
 
 
 def operator(rule: GateRule) -> pytorch_gate.Gate:
@@ -102,14 +105,11 @@ def forward_case(problem: Problem, *, compiled: bool = True, memory: bool = Fals
     """Logits to indices and weights."""
     logits_TE, bias_E = problem.inputs()
     rule = problem.rule
+    copies = [logits_TE.clone() for _ in range(problem.place.copies(logits_TE.nbytes))]
 
     def variant(name: str, gate: pytorch_gate.Gate, ours: bool = False) -> Variant:
-        return Variant(name, partial(gate, logits_TE, bias_E), ours=ours)
-
-    def vllm() -> Variant:
-        assert bias_E is not None or not rule.biased
-        call = vllm_cpu.gate(logits_TE, torch.zeros(0) if bias_E is None else bias_E, rule)
-        return Variant(vllm_cpu.NAME, call, read=vllm_cpu.as_chosen)
+        others = tuple(partial(gate, copy_TE, bias_E) for copy_TE in copies)
+        return Variant(name, partial(gate, logits_TE, bias_E), ours=ours, others=others)
 
     variants = Variants(
         variant("moegate topk_gate", operator(rule), ours=True),
@@ -118,7 +118,10 @@ def forward_case(problem: Problem, *, compiled: bool = True, memory: bool = Fals
     )
     if compiled:
         variants.add(_COMPILED, lambda: variant(_COMPILED, pytorch_gate.compiled(rule)))
-    variants.add(vllm_cpu.NAME, vllm)
+    if problem.place.accelerated:
+        _add_triton_peers(variants, problem, variant)
+    else:
+        variants.add(vllm_cpu.NAME, lambda: _vllm(logits_TE, bias_E, rule))
     oracle = GateOracle(logits_TE, bias_E, rule)
     facts: dict[str, Callable[[], Any]] = {}
     if memory:
@@ -136,18 +139,38 @@ def forward_case(problem: Problem, *, compiled: bool = True, memory: bool = Fals
     )
 
 
+def _vllm(logits_TE: Tensor, bias_E: Tensor | None, rule: GateRule) -> Variant:
+    assert bias_E is not None or not rule.biased
+    call = vllm_cpu.gate(logits_TE, torch.zeros(0) if bias_E is None else bias_E, rule)
+    return Variant(vllm_cpu.NAME, call, read=vllm_cpu.as_chosen)
+
+
+def _add_triton_peers(variants: Variants, problem: Problem, variant: Callable[..., Variant]) -> None:
+    rule, num_experts = problem.rule, problem.num_experts
+    variants.add(sglang.NAME, lambda: variant(sglang.NAME, sglang.gate(rule, num_experts)))
+    variants.add(moe_ops.NAME, lambda: variant(moe_ops.NAME, moe_ops.gate(rule, num_experts)))
+
+
 def backward_case(problem: Problem, *, with_forward: bool) -> Case:
     """The gradient of the logits for one of the weights."""
     logits_TE, bias_E = problem.inputs()
     rule = problem.rule
     logits_TE.requires_grad_()
     gates = {"moegate topk_gate": operator(rule), _SECOND: public_route(rule), "PyTorch": pytorch_gate.gate(rule)}
+    missing: dict[str, str] = {}
+    if problem.place.accelerated:
+        missing[sglang.NAME] = "it has no backward"
+        try:
+            gates[moe_ops.NAME] = moe_ops.gate(rule, problem.num_experts)
+        except PeerMissing as reason:
+            missing[moe_ops.NAME] = str(reason)
     # Each gate may order its experts as it likes, so the incoming gradient goes with the expert, not with the slot.
-    grad_TE = torch.randn(logits_TE.shape, generator=torch.Generator().manual_seed(1))
+    device = problem.place.device
+    grad_TE = torch.randn(logits_TE.shape, generator=torch.Generator(device).manual_seed(1), device=device)
 
     def call(gate: pytorch_gate.Gate) -> Callable[[], Tensor]:
         chosen = gate(logits_TE, bias_E)
-        grad_TK = grad_TE.gather(1, chosen.index_TK)
+        grad_TK = grad_TE.gather(1, chosen.index_TK.long())
 
         def backward() -> Tensor:
             return torch.autograd.grad(chosen.weights_TK, logits_TE, grad_TK, retain_graph=True)[0]
@@ -163,7 +186,8 @@ def backward_case(problem: Problem, *, with_forward: bool) -> Case:
     def check(found_TE: Tensor) -> Verdict:
         return gradient_verdict(found_TE, expected_TE)
 
-    gathered = problem.num_tokens * problem.num_experts * 4 + problem.num_tokens * rule.top_k * 16
+    dense = problem.num_tokens * problem.num_experts * problem.dtype.itemsize
+    gathered = dense + problem.num_tokens * rule.top_k * 16
     return Case(
         name=f"{problem.name} {'forward + backward' if with_forward else 'backward'}",
         shape=problem.shape,
@@ -171,6 +195,7 @@ def backward_case(problem: Problem, *, with_forward: bool) -> Case:
         variants=tuple(Variant(name, call(gate), ours=name.startswith("moegate")) for name, gate in gates.items()),
         check=check,
         work=Work(num_bytes=gathered * (2 if with_forward else 1)),
+        missing=missing,
     )
 
 

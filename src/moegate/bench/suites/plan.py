@@ -3,21 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moegate.bench.cases import Case, Entry, Variant, Work, sizes
+from moegate.bench.cases import CPU, Case, Entry, Place, Variant, Work, sizes
 from moegate.bench.oracles.plan import Places, PlanOracle
-from moegate.bench.peers import pytorch_plan
+from moegate.bench.peers import liger, moe_ops, pytorch_plan
 from moegate.bench.pictures import draw_bars
-from moegate.bench.suites.suite import Suite
+from moegate.bench.suites.suite import Suite, Variants
 from moegate.bench.tables import tell_cases
 from moegate.ops.combine import combine
 from moegate.ops.dispatch_plan import dispatch_plan
 from moegate.ops.permute import permute
 
 OURS = "moegate"
+_MOE_OPS = f"{moe_ops.NAME}, its plan included"
 _NUMBER = 8  # bytes of an int64
 
 
@@ -30,6 +32,7 @@ class Problem:
     top_k: int
     hidden: int = 0
     dtype: torch.dtype = torch.float32
+    place: Place = CPU
 
     @property
     def shape(self) -> dict[str, int]:
@@ -44,41 +47,44 @@ class Problem:
 
     def index(self) -> Tensor:
         """``[T, K]`` distinct experts a token, evenly spread."""
-        generator = torch.Generator().manual_seed(self.num_tokens + self.num_experts)
-        ranking_TE = torch.rand(self.num_tokens, self.num_experts, generator=generator)
+        device = self.place.device
+        generator = torch.Generator(device).manual_seed(self.num_tokens + self.num_experts)
+        ranking_TE = torch.rand(self.num_tokens, self.num_experts, generator=generator, device=device)
         return ranking_TE.topk(self.top_k, dim=-1).indices
 
     def rows_and_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows ``[R, D]``, hidden states ``[T, D]`` and float32 weights ``[T, K]``."""
-        generator = torch.Generator().manual_seed(self.hidden)
-        rows_RD = torch.randn(self.num_tokens * self.top_k, self.hidden, generator=generator).to(self.dtype)
-        hidden_TD = torch.randn(self.num_tokens, self.hidden, generator=generator).to(self.dtype)
-        return rows_RD, hidden_TD, torch.rand(self.num_tokens, self.top_k, generator=generator)
+        device = self.place.device
+        generator = torch.Generator(device).manual_seed(self.hidden)
+        drawn = partial(torch.randn, generator=generator, device=device)
+        rows_RD = drawn(self.num_tokens * self.top_k, self.hidden).to(self.dtype)
+        hidden_TD = drawn(self.num_tokens, self.hidden).to(self.dtype)
+        return rows_RD, hidden_TD, torch.rand(self.num_tokens, self.top_k, generator=generator, device=device)
 
 
 def plan_case(problem: Problem) -> Case:
     """Indices to counts, offsets, order and inverse."""
     index_TK = problem.index()
-    num_rows = index_TK.numel()
+    num_rows, num_experts = index_TK.numel(), problem.num_experts
+
+    def variant(name: str, plan: Callable[[Tensor, int], Any], ours: bool = False) -> Variant:
+        return Variant(name, partial(plan, index_TK, num_experts), read=lambda found: Places(*found), ours=ours)
+
+    variants = Variants(
+        variant(OURS, dispatch_plan, ours=True),
+        variant("PyTorch sort, bincount", pytorch_plan.plan),
+    )
+    if problem.place.accelerated:
+        variants.found.append(variant("PyTorch sort, histc", pytorch_plan.plan_without_waiting))
+        variants.add(liger.NAME, lambda: variant(liger.NAME, liger.plan()))
     return Case(
         name="plan",
         shape=problem.shape,
         timed="int64 indices to counts, offsets, stable order and inverse",
-        variants=(
-            Variant(
-                OURS,
-                partial(dispatch_plan, index_TK, problem.num_experts),
-                read=lambda found: Places(*found),
-                ours=True,
-            ),
-            Variant(
-                "PyTorch sort, bincount",
-                partial(pytorch_plan.plan, index_TK, problem.num_experts),
-                read=lambda found: Places(*found),
-            ),
-        ),
-        check=PlanOracle(index_TK, problem.num_experts).places_verdict,
-        work=Work(num_bytes=3 * num_rows * _NUMBER + 2 * problem.num_experts * _NUMBER),
+        variants=tuple(variants.found),
+        check=PlanOracle(index_TK, num_experts).places_verdict,
+        work=Work(num_bytes=3 * num_rows * _NUMBER + 2 * num_experts * _NUMBER),
+        missing=variants.missing,
     )
 
 
@@ -90,17 +96,32 @@ def permute_case(problem: Problem) -> Case:
     oracle = PlanOracle(index_TK, problem.num_experts)
     moved = (index_TK.numel() + problem.num_tokens) * problem.hidden * problem.dtype.itemsize
     ours = partial(permute, hidden_TD, slots.slot, slots.inverse.view(index_TK.shape))
+    variants = Variants(
+        Variant(OURS, ours, ours=True),
+        Variant("PyTorch gather", partial(pytorch_plan.permute, hidden_TD, slots.slot, problem.top_k)),
+    )
+    if problem.place.accelerated:
+        variants.add(_MOE_OPS, lambda: _permute_of_moe_ops(hidden_TD, index_TK, problem.num_experts))
     return Case(
         name=f"permute{problem.type_name}",
         shape=problem.shape,
         timed="hidden states and the plan to sorted rows",
-        variants=(
-            Variant(OURS, ours, ours=True),
-            Variant("PyTorch gather", partial(pytorch_plan.permute, hidden_TD, slots.slot, problem.top_k)),
-        ),
+        variants=tuple(variants.found),
         check=lambda rows_RD: oracle.rows_verdict(rows_RD, hidden_TD),
         work=Work(num_bytes=moved + index_TK.numel() * _NUMBER),
+        missing=variants.missing,
     )
+
+
+def _permute_of_moe_ops(hidden_TD: Tensor, index_TK: Tensor, num_experts: int) -> Variant:
+    slot_R = pytorch_plan.plan(index_TK, num_experts).slot
+
+    def read(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The rows in the stable order: its own is that of a race."""
+        rows_RD, place_N, _ = found
+        return rows_RD[place_N.view(index_TK.shape[::-1]).T.reshape(-1)[slot_R].long()]
+
+    return Variant(_MOE_OPS, partial(moe_ops.permute(num_experts), hidden_TD, index_TK), read=read)
 
 
 def combine_case(problem: Problem) -> Case:
@@ -111,17 +132,28 @@ def combine_case(problem: Problem) -> Case:
     oracle = PlanOracle(index_TK, problem.num_experts)
     moved = (index_TK.numel() + problem.num_tokens) * problem.hidden * problem.dtype.itemsize
     ours = partial(combine, rows_RD, slots.slot, slots.inverse.view(index_TK.shape), weights_TK)
+    by_adding = partial(pytorch_plan.combine_by_index_add, rows_RD, slots.slot, weights_TK)
+    by_inverse = partial(pytorch_plan.combine_by_inverse, rows_RD, slots.inverse, weights_TK)
+    variants = Variants(
+        Variant(OURS, ours, ours=True),
+        Variant("PyTorch index_add", by_adding),
+        Variant("PyTorch inverse", by_inverse),
+    )
+    if problem.place.accelerated:
+        inverse_N = slots.inverse.int()
+        place_N = inverse_N.view(index_TK.shape).T.reshape(-1)
+        unpermuted = partial(Variant, moe_ops.NAME)
+        summed = partial(Variant, liger.NAME)
+        variants.add(moe_ops.NAME, lambda: unpermuted(partial(moe_ops.unpermute(), rows_RD, place_N, weights_TK)))
+        variants.add(liger.NAME, lambda: summed(partial(liger.combine(), rows_RD, inverse_N, weights_TK)))
     return Case(
         name=f"combine{problem.type_name}",
         shape=problem.shape,
         timed="sorted rows, the plan and weights to the tokens' sums, accumulated in float32",
-        variants=(
-            Variant(OURS, ours, ours=True),
-            Variant("PyTorch index_add", partial(pytorch_plan.combine_by_index_add, rows_RD, slots.slot, weights_TK)),
-            Variant("PyTorch inverse", partial(pytorch_plan.combine_by_inverse, rows_RD, slots.inverse, weights_TK)),
-        ),
+        variants=tuple(variants.found),
         check=lambda out_TD: oracle.sums_verdict(out_TD, rows_RD, weights_TK),
         work=Work(num_bytes=moved + index_TK.numel() * (_NUMBER + 4)),
+        missing=variants.missing,
     )
 
 

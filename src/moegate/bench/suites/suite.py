@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.table import Table
+from typing import TYPE_CHECKING, TypeAlias
 
 from moegate.bench.cases import Entry, Variant
 from moegate.bench.peers.finding import PeerMissing
 from moegate.bench.results import Row
 
-Part = Table | str
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Part: TypeAlias = "Table | str"
 """A table, or a sentence below one."""
+UNUSABLE = "it can't be set up here"
 Tell = Callable[[Sequence[Row]], list[Part]]
 Draw = Callable[[Sequence[Row], Path], list[Path]]
 
@@ -50,8 +53,11 @@ class Variants:
         self.missing: dict[str, str] = {}
 
     def add(self, name: str, make: Callable[[], Variant]) -> None:
-        """Adds a variant, or the reason why there is none."""
+        """Adds a variant, or the reason why there is none; a peer that can't be set up must not cost the others."""
         try:
             self.found.append(make())
         except PeerMissing as reason:
             self.missing[name] = str(reason)
+        except Exception as error:
+            sentence = str(error).strip().splitlines() or [""]
+            self.missing[name] = f"{UNUSABLE}: {type(error).__name__}: {sentence[0][:200]}"

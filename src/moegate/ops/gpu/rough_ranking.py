@@ -1,0 +1,152 @@
+"""The greatest values of a row by keys of 32 bits, and whether they are the right ones for sure, in Triton.
+
+A rough key is the upper part of a value as an ordered integer with the complement of the lane below it, so that one
+maximum of 32 bits answers which value and which lane. What the key cuts off, or an error of the value itself, may hide
+the true order; so each choice comes with a doubt, and who is in doubt ranks again by ``moegate.ops.gpu.ranking``. NaN
+lies above ``+inf`` here, where one look at the first choice finds it.
+
+A row is cut into columns, each a list of its three greatest keys and a bound on the rest; a round takes the greatest
+head of all lists. That goes wrong where more than three of the chosen lie in one column, and the bound tells.
+"""
+
+import triton
+import triton.language as tl
+
+LOWEST_KEY = tl.constexpr(-(2**31))
+_PLUS_INF = tl.constexpr(0x7F800000)
+_ORDERED_MINUS_INF = tl.constexpr(-0x7F800001)
+
+
+@triton.constexpr_function
+def _shift(bits):
+    """Moves ``-inf`` to the first key above the excluded ones, and NaN of either sign to the top."""
+    return 2 ** (bits + 1) - 2**23
+
+
+@triton.constexpr_function
+def _minus_infinity(bits):
+    return -(2**31) + 2**bits
+
+
+@triton.constexpr_function
+def log2(power_of_two):
+    return power_of_two.bit_length() - 1
+
+
+@triton.jit
+def rough_keys(values, lane, BITS: tl.constexpr):
+    """The int32 keys of float32 values, unlike each other in a row of up to ``2 ** BITS`` lanes."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True)  # adding zero turns -0.0 into +0.0
+    upper = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) & (-1 << BITS)
+    return upper + ((lane ^ ((1 << BITS) - 1)) + _shift(BITS))
+
+
+@triton.jit
+def excluded_keys(lane, BITS: tl.constexpr):
+    """The keys of lanes that rank behind all values."""
+    return (lane ^ ((1 << BITS) - 1)) + LOWEST_KEY
+
+
+@triton.jit
+def lane_of(key, BITS: tl.constexpr):
+    """The lane in a rough key."""
+    return (key & ((1 << BITS) - 1)) ^ ((1 << BITS) - 1)
+
+
+@triton.jit
+def is_nan_key(key, BITS: tl.constexpr):
+    """Whether a rough key is that of a NaN."""
+    return key > _PLUS_INF + _shift(BITS) + (1 << BITS) - 1
+
+
+@triton.jit
+def least_value(key, BITS: tl.constexpr, EXACT: tl.constexpr):
+    """The least float32 that has such a key, or if ``EXACT`` the only one; ``-inf`` for an excluded lane."""
+    value = _value((tl.maximum(key, _minus_infinity(BITS)) & (-1 << BITS)) - _shift(BITS))
+    if EXACT:
+        # The bits that are cut off are all 0, which those of a negative number are not among ordered integers.
+        return (value.to(tl.int32, bitcast=True) & (-1 << BITS)).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def greatest_value(key, BITS: tl.constexpr):
+    """The greatest float32 that has such a key; ``-inf`` for an excluded lane."""
+    return _value((tl.maximum(key, _minus_infinity(BITS)) | ((1 << BITS) - 1)) - _shift(BITS))
+
+
+@triton.jit
+def _value(integer):
+    # What is cut off may have been all that makes it infinite instead of NaN.
+    integer = tl.minimum(tl.maximum(integer, _ORDERED_MINUS_INF), _PLUS_INF)
+    return (integer ^ ((integer >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def surely_greater(least, greatest, ERROR: tl.constexpr):
+    """Whether a value of at least ``least`` is above one of at most ``greatest``, each with its error."""
+    if ERROR == 0:
+        return least > greatest
+    return least - greatest > ERROR * (1.0 + tl.abs(least))
+
+
+@triton.jit
+def greatest_of_columns(key_te, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
+    """``[t, COLUMNS]`` each: the first, second and third key of each column, and the greatest of the rest.
+
+    ``NEIGHBOURS`` lanes side by side belong to one column, as one thread holds them when it has loaded them at once.
+    """
+    T: tl.constexpr = key_te.shape[0]
+    MEMBERS: tl.constexpr = key_te.shape[1] // COLUMNS
+    BLOCKS: tl.constexpr = MEMBERS // NEIGHBOURS
+    key_tbcn = tl.reshape(key_te, (T, BLOCKS, COLUMNS, NEIGHBOURS))
+    first = tl.reshape(tl.permute(key_tbcn, (0, 2, 1, 3)), (T, COLUMNS, MEMBERS))
+    second = tl.full(first.shape, LOWEST_KEY, tl.int32)
+    third = second
+    rest = second
+    for step in tl.static_range(1, log2(MEMBERS) + 1):
+        first, second, third, rest = _merged(first, second, third, rest, MEMBERS >> step)
+    shape: tl.constexpr = (T, COLUMNS)
+    return tl.reshape(first, shape), tl.reshape(second, shape), tl.reshape(third, shape), tl.reshape(rest, shape)
+
+
+@triton.jit
+def _merged(first, second, third, rest, HALF: tl.constexpr):
+    """Lists of neighbours, two and two: their three greatest, and the greatest of the rest."""
+    a1, b1 = _halves(first, HALF)
+    a2, b2 = _halves(second, HALF)
+    a3, b3 = _halves(third, HALF)
+    a4, b4 = _halves(rest, HALF)
+    lower1, upper2 = tl.minimum(a1, b1), tl.maximum(a2, b2)
+    middle, lower2 = tl.minimum(lower1, upper2), tl.minimum(a2, b2)
+    upper3 = tl.maximum(a3, b3)
+    left = tl.maximum(tl.minimum(middle, upper3), tl.maximum(lower2, tl.minimum(a3, b3)))
+    rest = tl.maximum(left, tl.maximum(a4, b4))
+    return tl.maximum(a1, b1), tl.maximum(lower1, upper2), tl.maximum(middle, upper3), rest
+
+
+@triton.jit
+def _halves(x, HALF: tl.constexpr):
+    return tl.split(tl.reshape(x, (x.shape[0], x.shape[1], HALF, 2)))
+
+
+@triton.jit
+def roughly_greatest(
+    key_te, K: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr
+):  # fmt: skip
+    """``[t, BLOCK_K]`` the ``K`` greatest keys in order, and the key that follows each of them."""
+    first, second, third, rest = greatest_of_columns(key_te, COLUMNS, NEIGHBOURS)
+    slot = tl.arange(0, BLOCK_K)[None, :]
+    found = tl.full((key_te.shape[0], BLOCK_K), LOWEST_KEY, tl.int32)
+    following = found
+    for k in tl.static_range(K):
+        best = tl.max(first, axis=1)[:, None]
+        found = tl.where(slot == k, best, found)
+        if k > 0:
+            following = tl.where(slot == k - 1, best, following)
+        taken = first == best
+        first = tl.where(taken, second, first)
+        second = tl.where(taken, third, second)
+        third = tl.where(taken, LOWEST_KEY, third)
+    beyond = tl.max(tl.maximum(first, rest), axis=1)[:, None]
+    return found, tl.where(slot == K - 1, beyond, following)
