@@ -70,7 +70,9 @@ def route(  # noqa: PLR0913 - one optional input per part of a rule
         A ``Routing``.
 
     Raises:
-        TypeError, ValueError: when an argument does not fit; the message says what is expected.
+        TypeError, ValueError: when an argument does not fit; the message says what is expected. The numbers in
+            ``expert_index``, ``token_ids`` and ``hash_table`` are checked on the CPU alone: elsewhere nothing is
+            waited for, except by an expert choice, a rerouting capacity, and ``Routing.edges``.
 
     Example:
         >>> import torch, moegate

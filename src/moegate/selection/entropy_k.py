@@ -56,9 +56,9 @@ class EntropyK(Selection):
 
     def select(self, candidates: Candidates) -> Selected:
         entropy_T = entropy(normalized(candidates.shares))
-        thresholds = torch.tensor(self.thresholds, dtype=entropy_T.dtype, device=entropy_T.device)
-        steps_passed_T = (~(entropy_T[:, None] < thresholds)).sum(dim=-1)
-        count_T = torch.tensor(self.counts, device=entropy_T.device)[steps_passed_T]
+        count_T = torch.full_like(entropy_T, self.counts[0], dtype=torch.int64)
+        for threshold, count in zip(self.thresholds, self.counts[1:], strict=True):
+            count_T = torch.where(entropy_T < threshold, count_T, count)
         index_TK = ordered_topk(candidates.ranking, max(self.counts))
         beyond_TK = torch.arange(index_TK.shape[-1], device=index_TK.device) >= count_T[:, None]
         return Selected(index_TK.masked_fill(beyond_TK, EMPTY))

@@ -268,7 +268,8 @@ def candidates_kernel(
             )  # fmt: skip
             found = write_reaching(next_dl, start + place_dl, num_values, threshold, keys_ptr, found, CAPACITY)
     if (found < K) | (found > CAPACITY):
-        # Too few: what is missing are NaN, or excluded. Too many: equal values.
+        # Too few: what is missing are NaN, or excluded. Too many: equal values. What has been written is written over.
+        tl.debug_barrier()
         least = tl.where(found < K, EXCLUDED, threshold)
         most = tl.where(found < K, EXCLUDED + 1, tl.max(rank_l, axis=0))
         threshold, above = exact_threshold(

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from moegate.ops.library import falls_back
 from moegate.ops.ordered_topk.gpu_kernel import (
     all_keys_kernel,
     candidates_kernel,
@@ -66,6 +67,7 @@ def ordered_topk(values: Tensor, k: int, excluded: Tensor | None) -> Tensor:
     """``[T, k]`` int64; float64 is left to the reference, whose sort serves every device."""
     _check(values, k, excluded)
     if values.dtype == torch.float64:
+        falls_back("ordered_topk", "the keys of float64 fill an int64, with no place for an index")
         return ordered_topk_reference(values, k, excluded)
     return topk_rows(values, k, Ranking(excluded=excluded))
 
@@ -100,7 +102,7 @@ def _by_rounds(values: Tensor, ranking: Ranking, index: Tensor) -> Tensor:
     rounds_kernel[(triton.cdiv(num_rows, block_t),)](
         values, ranking.excluded, index, num_rows, num_values, *values.stride(), *ranking.strides(),
         K=k, HAS_EXCLUDED=ranking.excluded is not None, BLOCK_T=block_t, BLOCK_N=block_n,
-        BLOCK_K=triton.next_power_of_2(k), num_warps=1,
+        BLOCK_K=triton.next_power_of_2(k), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return index
 
@@ -142,7 +144,7 @@ def _put_in_order(keys: Tensor, index: Tensor) -> None:
     block_t = max(1, 128 // num_keys)
     sorted_keys_kernel[(triton.cdiv(num_rows, block_t),)](
         keys, index, num_rows, K=index.shape[1], CAPACITY=num_keys, BLOCK_T=block_t,
-        num_warps=1 if num_keys <= 128 else 4,
+        num_warps=1 if num_keys <= 128 else 4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ def ordered_topk_reference(values: Tensor, k: int, excluded: Tensor | None = Non
         return unique_keys(values, excluded).topk(k, dim=-1, sorted=True).indices
     # A float64 key fills its integer, so the index can't join it; a stable sort breaks the ties instead.
     key = _sortable(values, torch.int64, excluded)
-    return torch.sort(key, dim=-1, descending=True, stable=True).indices[..., :k]
+    return torch.sort(key, dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
 
 
 def topk_by_key_reference(key: Tensor, k: int) -> Tensor:
