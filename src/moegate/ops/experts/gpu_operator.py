@@ -110,7 +110,7 @@ def experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operato
     return grad_rows_RD
 
 
-def _through_rows(  # noqa: PLR0917 - what the gradient of the rows depends on
+def _through_rows(
     grad_out_RD: Tensor,
     pre: Tensor,
     weights: tuple[Tensor, Tensor],
@@ -154,7 +154,7 @@ def activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) 
     )  # fmt: skip
 
 
-def activation_backward(  # noqa: PLR0917 - two inputs, two outputs
+def activation_backward(
     pre: Tensor,
     grad_inner_RF: Tensor,
     inner_RF: Tensor,
