@@ -12,6 +12,8 @@ from torch import Tensor
 
 _ROWS_OF_WARPS = 64
 """The least rows that Hopper's asynchronous matrix instructions take."""
+_WIDE = 200_000
+"""The bytes of shared memory from which on a multiprocessor multiplies fast enough to need 256 columns at a time."""
 _ALIGNMENT = 16
 """What sizes and strides must be multiples of for the compiler to load 16 bytes at a time."""
 
@@ -77,7 +79,7 @@ def product_cut(
         Cut(outputs=64, inputs=128, warps=4, stages=4, walkers=0)
     """
     if element is torch.float32:
-        cut = Cut(32, 64, 4, 4) if rows == 16 else Cut(64, 32, 4, 4)
+        cut = Cut(32, 64, 4, 4) if rows == 16 else Cut(128, 16, 8, 4)
     elif rows == 16:  # bound by the weights that are read: long pieces, several programs on a multiprocessor
         cut = Cut(64, 128, 4, 4) if aligned else Cut(64, 64, 4, 4)
     elif not aligned:
@@ -85,14 +87,14 @@ def product_cut(
     elif rows == _ROWS_OF_WARPS:
         cut = Cut(128, 64, 4, 4, walkers=2)
     else:
-        cut = Cut(128 if costly else 256, 64, 8, 4, walkers=1)
-    return Cut(
-        outputs=max(16, min(cut.outputs // sides, triton.next_power_of_2(num_outputs))),
-        inputs=(inputs := max(16, min(cut.inputs, triton.next_power_of_2(num_inputs)))),
-        warps=cut.warps,
-        stages=_stages(rows, sides * (cut.outputs // sides), inputs * element.itemsize, cut.walkers, shared_memory),
-        walkers=cut.walkers,
-    )
+        cut = Cut(256 if shared_memory >= _WIDE and not costly else 128, 64, 8, 4, walkers=1)
+    outputs = max(16, min(cut.outputs // sides, triton.next_power_of_2(num_outputs)))
+    inputs = max(16, min(cut.inputs, triton.next_power_of_2(num_inputs)))
+    while True:
+        stages = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, shared_memory)
+        if stages > 1 or inputs == 16:
+            return Cut(outputs, inputs, cut.warps, stages, cut.walkers)
+        inputs //= 2
 
 
 def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, aligned: bool, shared_memory: int) -> Cut:
@@ -104,7 +106,10 @@ def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, aligned: 
         >>> outer_cut(1536, 2048, torch.bfloat16, True, 232448)
         Cut(outputs=128, inputs=64, warps=8, stages=3, walkers=0)
     """
-    side, rows, warps = (128, 64, 8) if aligned and element is not torch.float32 else (64, 32, 4)
+    if element is torch.float32:
+        side, rows, warps = 64, 16, 8
+    else:
+        side, rows, warps = (128, 64, 8) if aligned else (64, 32, 4)
     side = max(16, min(side, triton.next_power_of_2(max(num_outputs, num_inputs))))
     return Cut(side, rows, warps, min(3, _stages(side, side, rows * element.itemsize, 0, shared_memory)))
 
