@@ -11,7 +11,9 @@ from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 Plan = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def dispatch_plan(index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool) -> Plan:
+def dispatch_plan(
+    index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool
+) -> Plan:
     """``moegate::dispatch_plan``; only ``trim`` waits for the device."""
     check_plan_arguments(index_TK, num_experts, alignment, capacity, fill)
     num_rows = most_rows(index_TK.numel(), num_experts, alignment, capacity, fill)

@@ -284,7 +284,9 @@ def candidates_kernel(
 
 
 @triton.jit
-def sorted_keys_kernel(keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr):
+def sorted_keys_kernel(
+    keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr
+):
     """The indices of the ``K`` greatest keys of ``BLOCK_T`` rows, in order."""
     row_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slot_c = tl.arange(0, CAPACITY)
