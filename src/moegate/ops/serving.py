@@ -32,9 +32,15 @@ _PURPOSES = {
     "experts": "the feed-forward networks on sorted rows",
     "experts_backward": "their gradients",
     "mixture": "plan, permute, experts and combine in one call, without gradients",
+    "trained_mixture": "the same in training, with what the gradients need",
+    "trained_mixture_backward": "the gradients of tokens, weights and experts",
     "grouped_mm": "one matrix product per expert over sorted rows",
 }
-_REFERENCE_ONLY = {"grouped_mm": "matrix products are PyTorch's"}
+_REFERENCE_ONLY = {
+    "grouped_mm": "matrix products are PyTorch's",
+    "trained_mixture": "on the CPU a layer in training calls plan, permute, experts and combine",
+    "trained_mixture_backward": "on the CPU a layer in training calls plan, permute, experts and combine",
+}
 # Where Python chooses between the kernel and the composition, by instruction set, the kernel has a name of its own.
 _KERNEL_NAMES = {"experts_backward": "experts_backward_kernel"}
 _TRITON_PACKAGES = ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")
