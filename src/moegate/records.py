@@ -148,7 +148,8 @@ class Routing:
     def real_tokens(self) -> Tensor:
         """Scalar int64 tensor: the number of tokens that are not masked."""
         if self.token_mask is None:
-            return torch.tensor(self.num_tokens, device=self.expert_index.device)
+            # Not from host memory, which a GPU would wait for.
+            return torch.full((), self.num_tokens, dtype=torch.int64, device=self.expert_index.device)
         return self.token_mask.sum()
 
     @property
