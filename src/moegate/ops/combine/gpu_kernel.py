@@ -52,7 +52,7 @@ def combine_kernel(
     for start in range(0, top_k, UNROLL):
         for step in tl.static_range(UNROLL):
             slot_t = token_t * top_k + (start + step)
-            row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (start + step < top_k), num_rows)
+            row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_d)
             sum_td = with_term(sum_td, row_td, weights_ptr, slot_t, used_t, HAS_WEIGHTS)
     write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)

@@ -42,7 +42,7 @@ def row_dots_kernel(
         hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
         for step in tl.static_range(UNROLL):
             slot_t = token_t * top_k + (first + step)
-            row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (first + step < top_k), num_rows)
+            row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
             # The token of a slot without a row may be infinite.
             dots_tk = with_dots(dots_tk, step, row_td, tl.where(used_t[:, None], hidden_td, 0.0))
