@@ -45,15 +45,16 @@ def loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e):
 
 @triton.jit
 def group_and_member(lane_e, BLOCK_S: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
-    """What a lane stands for: if there are columns, those of a group, and the members of a column, follow each other."""
+    """What each lane stands for; with columns, those of a group follow each other, and so do the members of each."""
     if COLUMNS == 0:
-        return lane_e // BLOCK_S, lane_e % BLOCK_S
+        group_e, member_e = lane_e // BLOCK_S, lane_e % BLOCK_S
     else:
         # Of the lanes, not of their places: so the compiler sees that neighbours are loaded at once.
         MEMBERS: tl.constexpr = lane_e.shape[0] // COLUMNS
         column_e = lane_e // NEIGHBOURS % COLUMNS
         member_e = lane_e // (NEIGHBOURS * COLUMNS) * NEIGHBOURS + lane_e % NEIGHBOURS
-        return column_e // (BLOCK_S // MEMBERS), column_e % (BLOCK_S // MEMBERS) * MEMBERS + member_e
+        group_e, member_e = column_e // (BLOCK_S // MEMBERS), column_e % (BLOCK_S // MEMBERS) * MEMBERS + member_e
+    return group_e, member_e
 
 
 @triton.jit
@@ -92,8 +93,7 @@ def rough_scores(z_te, real_te, SCORE: tl.constexpr):
         share_te = tl.where(real_te, tl.exp(z_te - greatest_t[:, None]), 0.0)
         return share_te * (1.0 / tl.sum(share_te, axis=1))[:, None]
     if SCORE == "sigmoid":
-        # Beyond 80 the score is as good as 0, and a power might overflow.
-        return 1.0 / (1.0 + tl.exp(tl.minimum(-z_te, 80.0, propagate_nan=tl.PropagateNan.ALL)))
+        return 1.0 / (1.0 + tl.exp(-z_te))
     if SCORE == "sqrt_softplus":
         power_te = tl.exp(-tl.abs(z_te))
         above_te = tl.where(z_te < 0, 0.0, z_te)
@@ -110,7 +110,7 @@ def rough_groups(
     first_tc, second_tc, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr,
     BITS: tl.constexpr, EXACT: tl.constexpr, ERROR: tl.constexpr,
 ):  # fmt: skip
-    """``[t, c]`` whether the group of a column stays; ``[t]`` whether that is doubtful; ``[t]`` whether there is a NaN."""
+    """``[t, c]`` whether the group of a column stays; ``[t]`` whether that is hidden; ``[t]`` whether it is astray."""
     COLUMNS: tl.constexpr = first_tc.shape[1]
     GROUP_BITS: tl.constexpr = log2(BLOCK_G) if BY_TOP2_SUM else BITS
     first_tgc = tl.reshape(first_tc, (first_tc.shape[0], BLOCK_G, COLUMNS // BLOCK_G))

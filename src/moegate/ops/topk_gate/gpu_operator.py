@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moegate.ops.topk_gate.gpu_kernel import topk_gate_kernel
 from moegate.ops.topk_gate.gpu_kernel_backward import topk_gate_backward_kernel
+from moegate.ops.topk_gate.gpu_operator_large import topk_gate_statistics_large
 from moegate.ops.topk_gate.options import Mode, Options, mode_of
 from moegate.ops.topk_gate.reference import (
     Statistics,
@@ -76,7 +77,7 @@ def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options)
 
 def _slots(top_k: int, block_t: int, num_warps: int) -> int:
     """A power of two from ``top_k``, and at least so many that every thread has one."""
-    return max(triton.next_power_of_2(top_k), 32 * num_warps // block_t)
+    return max(int(triton.next_power_of_2(top_k)), 32 * num_warps // block_t)
 
 
 def topk_gate(
@@ -99,8 +100,10 @@ def _gate(
 ) -> Statistics:
     num_tokens, num_experts = logits_TE.shape
     tile = tile_for(num_tokens, num_experts, logits_TE.element_size(), options)
-    if logits_TE.dtype == torch.float64 or tile is None:
+    if logits_TE.dtype == torch.float64:
         return topk_gate_statistics_reference(logits_TE, bias_E, token_mask_T, *options)
+    if tile is None:
+        return topk_gate_statistics_large(logits_TE, bias_E, token_mask_T, *options)
     mode = mode_of(options.mode)
     found = _empty_statistics(logits_TE, options.top_k, mode, with_chosen)
     if num_tokens:
