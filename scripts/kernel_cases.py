@@ -77,6 +77,17 @@ def mixture(num_tokens: int, hidden_size: int, inner_size: int, num_experts: int
     OPERATORS.mixture(new(num_tokens, hidden_size, dtype=BFLOAT16), index, weights, up, down, SWIGLU, False)
 
 
+def trained_mixture(num_tokens: int, hidden_size: int, inner_size: int, num_experts: int, top_k: int) -> None:
+    """A training step of a layer behind its gate."""
+    up = new(num_experts, 2 * inner_size, hidden_size, dtype=BFLOAT16)
+    down = new(num_experts, hidden_size, inner_size, dtype=BFLOAT16)
+    index, weights = new(num_tokens, top_k, dtype=torch.int64), new(num_tokens, top_k)
+    hidden = new(num_tokens, hidden_size, dtype=BFLOAT16)
+    _, slot, inverse, offsets, pre = OPERATORS.trained_mixture(hidden, index, weights, up, down, SWIGLU)
+    given = hidden, hidden, weights, slot, inverse, offsets, pre, up, down, SWIGLU
+    OPERATORS.trained_mixture_backward(*given, True, True, True)
+
+
 def order() -> None:
     for num_experts, k in ((256, 8), (512, 22), (65536, 64)):
         ordered_topk(new(4096, num_experts), k)
@@ -126,5 +137,6 @@ CASES: dict[str, Callable[[], None]] = {
     "mixture T1": partial(mixture, 1, 2048, 768, 128, 8),
     "mixture T32": partial(mixture, 32, 2048, 768, 128, 8),
     "mixture T8192": partial(mixture, 8192, 2048, 768, 128, 8),
+    "mixture in training": partial(trained_mixture, 8192, 2048, 768, 128, 8),
     "order": order,
 }

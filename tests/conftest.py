@@ -72,10 +72,10 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def sanitized_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def sanitized_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the operators run on Triton's interpreter, look at every address that a kernel touches."""
     if ON_TRITON:
-        Sanitizer().install(monkeypatch)
+        Sanitizer(may_race=request.node.get_closest_marker("may_race") is not None).install(monkeypatch)
 
 
 @pytest.fixture

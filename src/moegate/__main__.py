@@ -1,5 +1,5 @@
 """`python -m moegate` is `moegate`."""
 
-from moegate.cli.shell import main
+from moegate.cli import main
 
 main()

@@ -51,7 +51,8 @@ def test_json_has_one_entry_an_operator_with_a_reason() -> None:
     entries = json_facts()["operators"]
     assert isinstance(entries, list)
     assert [entry["name"] for entry in entries] == [operator.name for operator in operators()]
-    assert all(entry["implementation"] and entry["reason"] for entry in entries)
+    fields = ("implementation", "reason", "gpu_implementation", "gpu_reason")
+    assert all(entry[field] for entry in entries for field in fields)
 
 
 def test_threads_are_those_of_torch() -> None:
@@ -106,7 +107,19 @@ def test_a_gpu_is_shown_with_memory_and_capability(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
     shown = CliRunner(env=WIDE).invoke(app, ["doctor"])
+    assert "GPU cuda:0" in shown.output
     assert "Big GPU, 80.0 GiB, capability 9.0" in shown.output
+
+
+def test_an_intel_gpu_has_no_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, total_memory = "Other GPU", 16 * 2**30
+
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: Properties)
+    shown = CliRunner(env=WIDE).invoke(app, ["doctor"])
+    row = next(line for line in shown.output.splitlines() if "GPU xpu:0" in line)
+    assert "Other GPU, 16.0 GiB" in row and "capability" not in row
 
 
 def test_without_a_gpu_it_says_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The sanitizer of Triton kernels finds what it is there for, and nothing else."""
 
+import math
+
 import pytest
 import torch
 from triton_support import only_on_triton
@@ -46,6 +48,20 @@ def own(target, BARRIER: tl.constexpr):
 
 
 @triton.jit
+def every_second(source, target):
+    me = tl.program_id(0)
+    value = tl.load(source + me)
+    if me % 2 == 0:
+        tl.store(target + me, tl.load(target + me) + value)
+
+
+@triton.jit
+def copy_of_exp(target):
+    lane = tl.arange(0, 2)
+    tl.store(target + lane, tl.exp(tl.load(target + lane)))
+
+
+@triton.jit
 def counted(target, SEM: tl.constexpr):
     ticket = tl.atomic_add(target, 1, sem=SEM)
     tl.store(target + 1, ticket)
@@ -81,6 +97,23 @@ def test_a_program_that_loads_what_another_one_stores() -> None:
     target = torch.zeros(16, dtype=torch.int32)
     with refused("from_a_neighbour: programs race, one loads what another one stores"):
         from_a_neighbour[(2,)](target, BARRIER=True)
+
+
+@pytest.mark.may_race
+def test_races_can_be_allowed() -> None:
+    to_one_place[(2,)](torch.zeros(1, dtype=torch.int32))
+
+
+def test_programs_that_return_early_are_no_race() -> None:
+    source, target = torch.arange(8.0), torch.zeros(8)
+    every_second[(8,)](source, target)
+    assert target.tolist() == [0, 0, 2, 0, 4, 0, 6, 0]
+
+
+def test_infinities_raise_no_warning() -> None:
+    target = torch.tensor([1e30, float("inf")])
+    copy_of_exp[(1,)](target)
+    assert target.tolist() == [math.inf, math.inf]
 
 
 def test_a_store_of_different_values_to_one_address() -> None:

@@ -23,6 +23,10 @@ def not_on_triton(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(ON_TRITON, reason=f"not on Triton: {reason}")
 
 
+may_race = pytest.mark.may_race
+"""Marks a test whose arguments are nonsense, such as offsets that fall: programs may then write to one place."""
+
+
 def examples(number: int) -> int:
     """How many examples hypothesis draws where it would draw ``number``: in the interpreter a tenth, and at least 5."""
     return max(5, number // 10) if ON_TRITON else number

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from moegate.bench.cases import sizes
 from moegate.bench.machine import BUSY_CORES
 from moegate.bench.results import Row
 from moegate.bench.units import duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Cases = dict[str, dict[int, Row]]
 
@@ -28,8 +28,10 @@ def thread_numbers(rows: Sequence[Row]) -> list[int]:
     return sorted({row["threads"] for row in rows})
 
 
-def tell_cases(rows: Sequence[Row], *, title: str) -> list[Table | str]:
+def tell_cases(rows: Sequence[Row], *, title: str) -> "list[Table | str]":
     """The table of a suite, what it says about growth, and what is missing and why."""
+    from rich.table import Table  # here, so that the cases can be listed without it
+
     threads = thread_numbers(rows)
     table = Table(title=title, title_justify="left")
     table.add_column("case")
@@ -42,7 +44,9 @@ def tell_cases(rows: Sequence[Row], *, title: str) -> list[Table | str]:
     return [table, legend, *growth(rows), *troubles(rows), *absences(rows), *disturbances(rows)]
 
 
-def _add_case(table: Table, of_threads: dict[int, Row], threads: list[int]) -> None:
+def _add_case(table: "Table", of_threads: dict[int, Row], threads: list[int]) -> None:
+    from rich.markup import escape
+
     some = next(iter(of_threads.values()))
     table.add_row(f"[bold]{escape(some['case'])}[/]  {sizes(some['shape'])}", *[""] * (2 * len(threads)))
     for name in some["variants"]:

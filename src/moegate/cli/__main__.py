@@ -1,5 +1,5 @@
 """`python -m moegate.cli` is `moegate`."""
 
-from moegate.cli.shell import main
+from moegate.cli import main
 
 main()

@@ -33,13 +33,15 @@ OPTIONAL = {
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The accelerators that torch sees, with their memory in GiB."""
+    """The accelerators that torch sees, with their memory in GiB; Intel's have no capability."""
     found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = f"{properties.major}.{properties.minor}"
-        memory = round(properties.total_memory / 2**30, 1)
-        found.append({"name": properties.name, "memory_gib": memory, "capability": capability})
+    for device, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        for index in range(backend.device_count()):
+            properties = backend.get_device_properties(index)
+            capability = f"{properties.major}.{properties.minor}" if device == "cuda" else None
+            memory = round(properties.total_memory / 2**30, 1)
+            name = f"{device}:{index}"
+            found.append({"device": name, "name": properties.name, "memory_gib": memory, "capability": capability})
     return found
 
 
@@ -82,17 +84,20 @@ def machine_table(facts: dict[str, Any]) -> Table:
     table.add_row("instruction sets", " ".join(processor["flags"]) or "unknown")
     table.add_row("torch CPU kernels", processor["torch_capability"])
     table.add_row("torch threads", f"{threads['intra_op']} intra-op, {threads['inter_op']} inter-op")
-    for gpu in facts["gpus"] or [None]:
-        text = "none" if gpu is None else f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}"
-        table.add_row("GPU", text)
+    for gpu in facts["gpus"]:
+        capability = "" if gpu["capability"] is None else f", capability {gpu['capability']}"
+        table.add_row(f"GPU {gpu['device']}", f"{gpu['name']}, {gpu['memory_gib']} GiB{capability}")
+    if not facts["gpus"]:
+        table.add_row("GPU", "none")
     return table
 
 
 def operators_table(facts: dict[str, Any]) -> Table:
-    """Operator, what serves it, and why."""
-    table = Table("operator", "does", "implementation", "why", title="Operators", title_justify="left")
+    """Operator, what serves it on the CPU and on a GPU, and why."""
+    table = Table("operator", "does", "on the CPU", "why", "on a GPU", "note", title="Operators", title_justify="left")
+    fields = ("name", "purpose", "implementation", "reason", "gpu_implementation", "gpu_reason")
     for operator in facts["operators"]:
-        table.add_row(*(escape(operator[key]) for key in ("name", "purpose", "implementation", "reason")))
+        table.add_row(*(escape(operator[field]) for field in fields))
     return table
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from mixture_cases import DTYPES, Given, given, oracle
 from torch import Tensor
+from triton_support import ON_TRITON
 
 from moegate.ops import combine, dispatch_plan, mixture, permute
 from moegate.ops.experts import ACTIVATIONS, experts
-from moegate.ops.library import INTERPRETED, KERNELS, available_isas, forced_isa
+from moegate.ops.library import KERNELS, available_isas, forced_isa
 
 every_isa = pytest.mark.parametrize("isa", available_isas() or ("reference",))
 
@@ -46,7 +47,7 @@ def test_bit_by_bit_what_the_four_operators_give(isa: str, dtype: torch.dtype, w
     out = run(isa, inputs, "swiglu", weight_input)
     if isa == "reference":
         expected = one_after_the_other(inputs, "swiglu", weight_input)
-        if INTERPRETED:  # the Triton kernels round less often, and add in another order
+        if ON_TRITON:  # the Triton kernels round less often, and add in another order
             close_to(out, expected)
         else:
             assert out.equal(expected)
@@ -86,7 +87,7 @@ def test_gradients_are_those_of_the_four_operators() -> None:
         return mixture(leaves[0], index_TK, *leaves[1:])
 
     # In the interpreter, which is slow, along a few random directions.
-    assert torch.autograd.gradcheck(sums, (hidden_TD, weights_TK, up, down_EDF), fast_mode=INTERPRETED)
+    assert torch.autograd.gradcheck(sums, (hidden_TD, weights_TK, up, down_EDF), fast_mode=ON_TRITON)
     narrow = [leaf.detach().float().requires_grad_() for leaf in (hidden_TD, weights_TK, up, down_EDF)]
     sums(*narrow).square().sum().backward()
     sums(hidden_TD, weights_TK, up, down_EDF).square().sum().backward()
@@ -114,7 +115,7 @@ def test_what_does_not_fit_is_said(name: str) -> None:
     changed, error, message = WRONG[name]
     names = ("hidden_TD", "index_TK", "weights_TK", "up", "down_EDF")
     arguments = dict(zip(names, given(), strict=True)) | changed
-    if INTERPRETED and name in NOT_SEEN:
+    if ON_TRITON and name in NOT_SEEN:
         # To look would mean to wait for the device: such a slot is empty.
         out_TD = mixture(**arguments)  # type: ignore[arg-type]
         assert out_TD.shape == (7, 13) and not out_TD.any()

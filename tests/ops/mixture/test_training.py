@@ -4,9 +4,9 @@ import pytest
 import torch
 from mixture_cases import DTYPES, Given, given, oracle
 from torch import Tensor
+from triton_support import ON_TRITON
 
 from moegate.ops.experts import ACTIVATIONS
-from moegate.ops.library import INTERPRETED
 from moegate.ops.mixture.training import TRAINED_MIXTURE
 from moegate.ops.mixture.training_reference import trained_mixture_backward_reference
 
@@ -127,8 +127,8 @@ def test_second_derivatives() -> None:
 
     floats = [inputs[place] for place in FLOATS]
     # In the interpreter, which is slow, along a few random directions.
-    assert torch.autograd.gradcheck(out, floats, fast_mode=INTERPRETED)
-    assert torch.autograd.gradgradcheck(out, floats, fast_mode=INTERPRETED)
+    assert torch.autograd.gradcheck(out, floats, fast_mode=ON_TRITON)
+    assert torch.autograd.gradgradcheck(out, floats, fast_mode=ON_TRITON)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,8 +15,8 @@ from moegate.bench.gpu.notebook import FILE, Notebook
 from moegate.bench.gpu.tables import failures, report
 
 SECONDS = 420.0
-STUCK_SECONDS = 100.0
-"""One contender's check or capture may take so long, compilations included."""
+STUCK_SECONDS = 120.0
+"""One contender's check or capture, or one of the checks, may take so long, compilations included."""
 _POLL_SECONDS = 0.2
 _RESTARTS = 6
 _GRACE = 45.0  # a case that has begun may end

@@ -19,8 +19,8 @@ Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OURS = "moegate.MoE"
 PRODUCTS = "experts' products"
-_FEW = 4  # with fewer rows than this times the experts, a part of the experts is chosen
-_LEAST_COPIES = 7
+_COPIES = 7
+_MANY_CACHES = 8  # weights as large as so many caches do not lie in one from one run to the next
 _CLEAR_MARGIN = 1e-4
 """Tokens whose choice of experts is closer than this are drawn anew: no variant may differ by a legal rounding."""
 
@@ -70,10 +70,9 @@ class Setting:
     def _other_tokens(self) -> list[Tensor]:
         problem = self.problem
         of_one = 3 * problem.hidden * problem.intermediate * problem.dtype.itemsize
-        if problem.num_tokens * problem.top_k >= problem.num_experts * _FEW:
+        if problem.num_tokens * problem.top_k * of_one > _MANY_CACHES * problem.place.cache_bytes:
             return []
-        copies = problem.place.copies(problem.num_tokens * problem.top_k * of_one)
-        return [torch.randn_like(self.hidden_TD) for _ in range(max(copies, _LEAST_COPIES))] if copies else []
+        return [torch.randn_like(self.hidden_TD) for _ in range(_COPIES)]
 
     def variant(self, name: str, run: Callable[[Tensor], object], *, ours: bool = False) -> Variant:
         """A way to run the layer on hidden states, as a call with this one's."""

@@ -32,12 +32,15 @@ def set_bits(word):
 
 @triton.jit
 def write_digits(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """``words [DIGITS, BLOCK_N / 32]``: a bit for each slot, which is that digit of its expert."""
+    """``words [16, BLOCK_N / 32]``: for each digit and each 32 slots a word, with a bit from each slot's expert."""
     ROWS: tl.constexpr = BLOCK_N // 32
     lane_l, row_s = tl.arange(0, 32), tl.arange(0, ROWS)
     expert_sl = tl.reshape(expert_n, (ROWS, 32))
+    word_sl = tl.zeros((ROWS, 32), tl.int32)
     for digit in tl.static_range(DIGITS):
-        tl.store(words_ptr + digit * ROWS + row_s, tl.sum(((expert_sl >> digit) & 1) << lane_l[None, :], axis=1))
+        word_s1 = tl.sum(((expert_sl >> digit) & 1) << lane_l[None, :], axis=1, keep_dims=True)
+        word_sl = tl.where(lane_l[None, :] == digit, word_s1, word_sl)
+    tl.store(words_ptr + lane_l[None, :] * ROWS + row_s[:, None], word_sl, mask=lane_l[None, :] < DIGITS)
 
 
 @triton.jit
@@ -45,12 +48,13 @@ def rank_in_block(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constex
     """Slots of the same expert before each slot of a block."""
     ROWS: tl.constexpr = BLOCK_N // 32
     row_s = tl.arange(0, ROWS)
-    before_ns = tl.arange(0, BLOCK_N)[:, None] - 32 * row_s[None, :]
-    same_ns = tl.where(before_ns >= 32, -1, (1 << tl.minimum(tl.maximum(before_ns, 0), 31)) - 1)
+    # A thread holds one slot, and all words.
+    before_sn = tl.arange(0, BLOCK_N)[None, :] - 32 * row_s[:, None]
+    same_sn = tl.where(before_sn >= 32, -1, (1 << tl.minimum(tl.maximum(before_sn, 0), 31)) - 1)
     for digit in tl.static_range(DIGITS):
         word_s = tl.load(words_ptr + digit * ROWS + row_s)
-        same_ns &= word_s[None, :] ^ (((expert_n >> digit) & 1) - 1)[:, None]
-    return tl.sum(set_bits(same_ns), axis=1)
+        same_sn &= word_s[:, None] ^ (((expert_n >> digit) & 1) - 1)[None, :]
+    return tl.sum(set_bits(same_sn), axis=0)
 
 
 @triton.jit
@@ -60,15 +64,20 @@ def count_group(
     DIGITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """``before [B, E]`` and ``words`` of the blocks of a group, and its row of ``totals [G, E]``."""
-    bin_e = tl.arange(0, BLOCK_E)
+    bin_e, lane_n = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_N)
     first = group * group_size
+    last = tl.minimum(first + group_size, num_blocks)
     seen_e = tl.zeros((BLOCK_E,), before_ptr.dtype.element_ty)
-    for block in range(first, tl.minimum(first + group_size, num_blocks)):
-        slot_n = tl.cast(block, before_ptr.dtype.element_ty) * BLOCK_N + tl.arange(0, BLOCK_N)
-        expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
-        write_digits(expert_n, words_ptr + tl.cast(block, tl.int64) * (DIGITS * (BLOCK_N // 32)), DIGITS, BLOCK_N)
+    slot_n = tl.cast(first, before_ptr.dtype.element_ty) * BLOCK_N + lane_n
+    expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
+    for block in range(first, last):
+        # The next block is on its way while this one is counted.
+        slot_n += BLOCK_N
+        next_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
+        write_digits(expert_n, words_ptr + tl.cast(block, tl.int64) * (BLOCK_N // 2), DIGITS, BLOCK_N)
         tl.store(before_ptr + tl.cast(block, tl.int64) * num_experts + bin_e, seen_e, mask=bin_e < num_experts)
         seen_e += tl.histogram(expert_n, BLOCK_E, mask=expert_n >= 0)
+        expert_n = next_n
     tl.store(totals_ptr + tl.cast(group, tl.int64) * num_experts + bin_e, seen_e, mask=bin_e < num_experts)
 
 
@@ -122,7 +131,7 @@ def place_group(
         expert_n = expert_of(index_ptr, slot_n, num_slots, num_experts, top_k, stride_t, stride_k)
         used_n, bin_n = expert_n >= 0, tl.maximum(expert_n, 0)
         before_n = tl.load(before_ptr + tl.cast(block, tl.int64) * num_experts + bin_n, mask=used_n, other=0)
-        words_of_block = words_ptr + tl.cast(block, tl.int64) * (DIGITS * (BLOCK_N // 32))
+        words_of_block = words_ptr + tl.cast(block, tl.int64) * (BLOCK_N // 2)
         before_n += rank_in_block(expert_n, words_of_block, DIGITS, BLOCK_N)
         row_n = before_n + tl.gather(first_e + earlier_e, bin_n, 0)
         if DROPS:

@@ -40,7 +40,7 @@ def plan_by_counting(
     # Numbers of slots and of rows; of int64 a GPU needs twice the instructions.
     count_type = torch.int64 if max(num_slots, num_rows) >= 2**31 else torch.int32
     digits = num_experts.bit_length()
-    words = counts_E.new_empty(tiles.num_blocks * digits * (tiles.block_n // 32), dtype=torch.int32)
+    words = counts_E.new_empty(tiles.num_blocks * tiles.block_n // 2, dtype=torch.int32)
     before_BE = counts_E.new_empty(tiles.num_blocks, num_experts, dtype=count_type)
     totals_GE = counts_E.new_empty(tiles.num_groups, num_experts, dtype=count_type)
     drops = 0 <= capacity < num_slots
@@ -49,20 +49,20 @@ def plan_by_counting(
     # Contiguous, the indices are one row of slots.
     layout = (1, 1, 0) if index_TK.is_contiguous() else (index_TK.shape[1], *index_TK.stride())
     problem = (num_slots, num_experts, *layout)
-    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e, "num_warps": tiles.num_warps}
+    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e}
     outputs = counts_E, offsets_E, slot_R, inverse_TK
     if tiles.num_groups == 1:
         plan_kernel[(1,)](
             index_TK, words, before_BE, totals_GE, *outputs, num_rows, tiles.num_blocks, *problem,
-            alignment, capacity, FILL=fill, DROPS=drops, **sizes,
+            alignment, capacity, FILL=fill, DROPS=drops, **sizes, num_warps=tiles.count_warps,
         )  # fmt: skip
         return outputs
     blocks = tiles.group_size, tiles.num_groups, tiles.num_blocks
     count_kernel[(tiles.num_groups,)](
-        index_TK, words, before_BE, totals_GE, slot_R, num_rows, *blocks, *problem, **sizes
+        index_TK, words, before_BE, totals_GE, slot_R, num_rows, *blocks, *problem, **sizes, num_warps=tiles.count_warps
     )
     place_kernel[tiles.num_groups, tiles.num_parts](
         index_TK, words, before_BE, totals_GE, *outputs, *blocks, *problem,
-        alignment, capacity, FILL=fill, DROPS=drops, BLOCK_G=tiles.block_g, **sizes,
+        alignment, capacity, FILL=fill, DROPS=drops, BLOCK_G=tiles.block_g, **sizes, num_warps=tiles.place_warps,
     )  # fmt: skip
     return outputs

@@ -10,6 +10,7 @@ MOST_BINS = 4096
 SLOTS_OF_ONE_PROGRAM = 1024
 """Slots that one program plans sooner than a second launch would start."""
 PROGRAMS = 256
+"""Programs that place slots: each of them adds up the groups first."""
 
 
 class Tiles(NamedTuple):
@@ -22,7 +23,8 @@ class Tiles(NamedTuple):
         group_size: blocks in a group.
         num_blocks: all of them.
         num_parts: programs for each group.
-        num_warps: of a program.
+        count_warps: warps of a program that counts, or that does both steps.
+        place_warps: of one that places.
     """
 
     block_n: int
@@ -31,7 +33,8 @@ class Tiles(NamedTuple):
     group_size: int
     num_blocks: int
     num_parts: int
-    num_warps: int
+    count_warps: int
+    place_warps: int
 
     @property
     def num_groups(self) -> int:
@@ -42,16 +45,18 @@ def plan_tiles(num_slots: int, num_experts: int) -> Tiles:
     """The sizes for a plan.
 
     A group is counted block after block by one program, and every program that places slots adds up all groups: more
-    groups make the first step shorter and the second longer. A thread holds one slot of a block.
+    groups make the first step shorter and the second longer. A thread that counts holds one slot: 32 of them make a
+    word in one instruction.
     """
-    block_n = min(256, max(32, triton.next_power_of_2(num_slots)))
     block_e = max(32, triton.next_power_of_2(num_experts))
-    num_blocks = -(-num_slots // block_n)
     if num_slots <= SLOTS_OF_ONE_PROGRAM:
-        num_warps = 4 if block_n <= 128 and block_e <= 512 else 8
-        return Tiles(block_n, block_e, 1, max(1, num_blocks), num_blocks, 1, num_warps)
-    group_size = max(1, isqrt(num_blocks * num_experts // 1024), -(-num_blocks // 128))
+        block_n = min(256, max(32, triton.next_power_of_2(num_slots)))
+        num_blocks, num_warps = -(-num_slots // block_n), 4 if max(block_n, block_e) <= 128 else 8
+        return Tiles(block_n, block_e, 1, max(1, num_blocks), num_blocks, 1, num_warps, num_warps)
+    block_n = 512
+    num_blocks = -(-num_slots // block_n)
+    group_size = max(1, isqrt(num_blocks * num_experts // 2048), -(-num_blocks // 128))
     num_groups = -(-num_blocks // group_size)
     block_g = min(triton.next_power_of_2(num_groups), max(1, 8192 // block_e))
     num_parts = min(group_size, max(1, PROGRAMS // num_groups))
-    return Tiles(block_n, block_e, block_g, group_size, num_blocks, num_parts, 8)
+    return Tiles(block_n, block_e, block_g, group_size, num_blocks, num_parts, 16, 16)

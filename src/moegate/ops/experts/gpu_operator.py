@@ -13,10 +13,10 @@ from moegate.ops.experts.backward import check_buffers, experts_backward_into_re
 from moegate.ops.experts.backward_reference import check_shapes, experts_backward_reference
 from moegate.ops.experts.forward import check_sizes, experts_reference
 from moegate.ops.experts.gpu_kernel import activation_backward_kernel, activation_kernel
-from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Slots, grouped_outer, outer, product, readable, tiles_of
+from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, grouped_outer, outer, product, readable, tiles_of
 from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, uses_torch, zero_tail
 
-__all__ = ["activate", "activation_backward", "experts", "experts_backward", "experts_backward_into", "function_of"]
+__all__ = ["experts", "experts_backward", "experts_backward_into", "function_of"]
 
 _FUNCTIONS = {"swiglu": "silu", "geglu": "gelu"}
 
@@ -44,7 +44,7 @@ def experts(
     rows_RD, inner_RF = readable(rows_RD), rows_RD.new_empty(num_rows, width)
     if uses_torch(num_rows, offsets_E, rows_RD, up, down_EDF, inner_RF):
         pre = torch_grouped_mm(rows_RD, up, offsets_E.int())
-        activate(pre, offsets_E, inner_RF, activation)
+        _activate(pre, offsets_E, inner_RF, activation)
         out_RD = torch_grouped_mm(inner_RF, down_EDF, offsets_E.int())
         zero_tail(out_RD, offsets_E)
         return out_RD, pre if keep else pre.new_empty(0, up.shape[1])
@@ -110,7 +110,7 @@ def experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operato
     return grad_rows_RD
 
 
-def _through_rows(  # noqa: PLR0917 - what the gradient of the rows depends on
+def _through_rows(
     grad_out_RD: Tensor,
     pre: Tensor,
     weights: tuple[Tensor, Tensor],
@@ -129,7 +129,7 @@ def _through_rows(  # noqa: PLR0917 - what the gradient of the rows depends on
     else:
         grad_inner_RF = torch.empty_like(inner_RF)
         product(grad_out_RD, down_EDF.mT, tiles, grad_inner_RF)
-    activation_backward(pre.contiguous(), grad_inner_RF, inner_RF, grad_pre, activation)
+    _activation_backward(pre.contiguous(), grad_inner_RF, inner_RF, grad_pre, activation)
     if not needs_rows:
         return inner_RF, grad_pre, pre.new_empty(0)
     if tiles is None:
@@ -141,7 +141,7 @@ def _through_rows(  # noqa: PLR0917 - what the gradient of the rows depends on
     return inner_RF, grad_pre, grad_rows_RD
 
 
-def activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) -> None:
+def _activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) -> None:
     """Writes the inner values of ``pre``; zeros to both for rows behind the last expert's."""
     num_rows, width = inner_RF.shape
     if inner_RF.numel() == 0:
@@ -154,36 +154,18 @@ def activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) 
     )  # fmt: skip
 
 
-def activation_backward(  # noqa: PLR0917 - two inputs, two outputs
-    pre: Tensor,
-    grad_inner_RF: Tensor,
-    inner_RF: Tensor,
-    grad_pre: Tensor,
-    activation: int,
-    weighted: tuple[Slots, Tensor, Tensor] | None = None,
+def _activation_backward(
+    pre: Tensor, grad_inner_RF: Tensor, inner_RF: Tensor, grad_pre: Tensor, activation: int
 ) -> None:
-    """Writes the inner values once more, and the gradient of ``pre``; all are contiguous.
-
-    Args:
-        pre: ``[R, 2F or F]``.
-        grad_inner_RF: ``[R, F]``.
-        inner_RF: ``[R, F]``, written.
-        grad_pre: the shape of ``pre``, written.
-        activation: its number.
-        weighted: the slots of the rows, the weight of each slot, and where the gradient of the weights goes, float32:
-            that of a slot without a row is left alone. ``grad_inner`` is then that of the output before it is
-            weighted, and what is written is multiplied by the weight.
-    """
+    """Writes the inner values once more, and the gradient of ``pre``; all are contiguous."""
     num_rows, width = inner_RF.shape
-    if num_rows == 0:
+    if inner_RF.numel() == 0:
         return
     function, gated = function_of(activation)
     block_r, block_f = _block_of_rows(width)
-    slots, weight, grad_weight = weighted or (Slots(None, 0, 1), None, None)
-    activation_backward_kernel[(triton.cdiv(num_rows, block_r),)](
-        pre, grad_inner_RF, inner_RF, grad_pre, slots.slot_R, weight, grad_weight, num_rows, slots.count, width,
-        FUNCTION=function, GATED=gated, WEIGHTED=weighted is not None, BLOCK_R=block_r, BLOCK_F=block_f,
-        enable_fp_fusion=True,
+    activation_backward_kernel[(triton.cdiv(num_rows, block_r), triton.cdiv(width, block_f))](
+        pre, grad_inner_RF, inner_RF, grad_pre, num_rows, width,
+        FUNCTION=function, GATED=gated, BLOCK_R=block_r, BLOCK_F=block_f, enable_fp_fusion=True,
     )  # fmt: skip
 
 

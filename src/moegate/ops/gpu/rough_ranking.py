@@ -1,7 +1,7 @@
 """The greatest values of a row by keys of 32 bits, and whether they are the right ones for sure, in Triton.
 
 A rough key is the upper part of a value as an ordered integer with the complement of the lane below it, so that one
-maximum of 32 bits answers which value and which lane. What the key cuts off, or an error of the value itself, may hide
+maximum of 32 bits answers which value and where it stands. What the key cuts off, or an error of the value itself, may hide
 the true order; so each choice comes with a doubt, and who is in doubt ranks again by ``moegate.ops.gpu.ranking``. NaN
 lies above ``+inf`` here, where one look at the first choice finds it.
 
@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 
 LOWEST_KEY = tl.constexpr(-(2**31))
+"""A key behind those of all values."""
 _PLUS_INF = tl.constexpr(0x7F800000)
 _ORDERED_MINUS_INF = tl.constexpr(-0x7F800001)
 
 
 @triton.constexpr_function
 def _shift(bits):
-    """Moves ``-inf`` to the first key above the excluded ones, and NaN of either sign to the top."""
+    """What moves ``-inf`` to the first key but one, above ``LOWEST_KEY``, and NaN of either sign to the top."""
     return 2 ** (bits + 1) - 2**23
 
 
@@ -34,22 +35,16 @@ def log2(power_of_two):
 
 
 @triton.jit
-def rough_keys(values, lane, BITS: tl.constexpr):
-    """The int32 keys of float32 values, unlike each other in a row of up to ``2 ** BITS`` lanes."""
+def rough_keys(values, position, BITS: tl.constexpr):
+    """The int32 keys of float32 values at positions below ``2 ** BITS``: of equal ones the first is the greatest."""
     bits = (values + 0.0).to(tl.int32, bitcast=True)  # adding zero turns -0.0 into +0.0
     upper = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) & (-1 << BITS)
-    return upper + ((lane ^ ((1 << BITS) - 1)) + _shift(BITS))
+    return upper + ((position ^ ((1 << BITS) - 1)) + _shift(BITS))
 
 
 @triton.jit
-def excluded_keys(lane, BITS: tl.constexpr):
-    """The keys of lanes that rank behind all values."""
-    return (lane ^ ((1 << BITS) - 1)) + LOWEST_KEY
-
-
-@triton.jit
-def lane_of(key, BITS: tl.constexpr):
-    """The lane in a rough key."""
+def position_of(key, BITS: tl.constexpr):
+    """The position in a rough key."""
     return (key & ((1 << BITS) - 1)) ^ ((1 << BITS) - 1)
 
 
@@ -60,18 +55,14 @@ def is_nan_key(key, BITS: tl.constexpr):
 
 
 @triton.jit
-def least_value(key, BITS: tl.constexpr, EXACT: tl.constexpr):
-    """The least float32 that has such a key, or if ``EXACT`` the only one; ``-inf`` for an excluded lane."""
-    value = _value((tl.maximum(key, _minus_infinity(BITS)) & (-1 << BITS)) - _shift(BITS))
-    if EXACT:
-        # The bits that are cut off are all 0, which those of a negative number are not among ordered integers.
-        return (value.to(tl.int32, bitcast=True) & (-1 << BITS)).to(tl.float32, bitcast=True)
-    return value
+def least_value(key, BITS: tl.constexpr):
+    """The least float32 that has such a key; ``-inf`` of one below all keys."""
+    return _value((tl.maximum(key, _minus_infinity(BITS)) & (-1 << BITS)) - _shift(BITS))
 
 
 @triton.jit
 def greatest_value(key, BITS: tl.constexpr):
-    """The greatest float32 that has such a key; ``-inf`` for an excluded lane."""
+    """The greatest float32 that has such a key; ``-inf`` of one below all keys."""
     return _value((tl.maximum(key, _minus_infinity(BITS)) | ((1 << BITS) - 1)) - _shift(BITS))
 
 
@@ -131,13 +122,10 @@ def _halves(x, HALF: tl.constexpr):
 
 
 @triton.jit
-def roughly_greatest(
-    key_te, K: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr
-):  # fmt: skip
+def greatest_of_lists(first, second, third, rest, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """``[t, BLOCK_K]`` the ``K`` greatest keys in order, and the key that follows each of them."""
-    first, second, third, rest = greatest_of_columns(key_te, COLUMNS, NEIGHBOURS)
     slot = tl.arange(0, BLOCK_K)[None, :]
-    found = tl.full((key_te.shape[0], BLOCK_K), LOWEST_KEY, tl.int32)
+    found = tl.full((first.shape[0], BLOCK_K), LOWEST_KEY, tl.int32)
     following = found
     for k in tl.static_range(K):
         best = tl.max(first, axis=1)[:, None]

@@ -20,7 +20,7 @@ def rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def added_product(left, right, total, PRECISION: tl.constexpr = "ieee"):
+def added_product(left, right, total, PRECISION: tl.constexpr):
     """``total + left @ right``, added in float32; float32 operands are shortened only by ``PRECISION="tf32"``."""
     if _INTERPRETED:
         return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")

@@ -5,9 +5,10 @@ beyond the last offset belong to no group: their output is zero and no gradient 
 without rows gets a zero gradient. Any floating dtype, any size, including zero; forward, backward and second
 derivatives.
 
-In plain PyTorch ``offsets`` is read on the host once per call, and what doesn't grow or leaves the rows is an error. The
-Triton kernels (float32, bfloat16, float16) don't wait for it: they cut each end to the rows, a group that ends before it
-starts has no rows, and rows that no group or several claim are arbitrary; nothing outside the tensors is touched.
+In plain PyTorch ``offsets`` is read on the host once per call, and what doesn't grow or leaves the rows is an error.
+The Triton kernels (float32, bfloat16, float16) don't wait for it: they cut each end to the rows, a group that ends
+before it starts has no rows, and rows that no group or several claim are arbitrary; nothing outside the tensors is
+touched.
 """
 
 import torch

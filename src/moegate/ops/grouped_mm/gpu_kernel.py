@@ -58,12 +58,98 @@ def grouped_mm_kernel(
             other_io += BLOCK_I * stride_i
         left_ri += BLOCK_I * stride_ri
         weight_io += BLOCK_I * stride_i
-    scale_r = tl.full((BLOCK_R,), 1.0, tl.float32)
+    _write(
+        sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o, num_outputs,
+        GATHER, SCALE, FUNCTION, GATED, KEEP,
+    )  # fmt: skip
+
+
+@triton.jit
+def grouped_mm_walk_kernel(
+    left_ptr, weight_ptr, tiles_ptr, slot_ptr, scale_ptr, out_ptr, pre_ptr,
+    most_tiles, num_groups, num_inputs, num_outputs, num_slots,
+    stride_r, stride_ri, stride_e, stride_o, stride_i,
+    GATHER: tl.constexpr, SCALE: tl.constexpr, FUNCTION: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr,
+    PRECISION: tl.constexpr, SLOTS_OF_ROW: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """``grouped_mm_kernel`` for few programs that walk over all tiles, so that one tile's loads overlap another's end.
+
+    The walk and the sum are one flat loop to the compiler. Tiles without a group are written behind it.
+    """
+    blocks = tl.cdiv(num_outputs, BLOCK_O)
+    real_tiles, has_tail = _number_of_tiles(tiles_ptr, most_tiles, num_groups)
+    row_r, input_i = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_I)
+    for place in tl.range(tl.program_id(0), real_tiles * blocks, tl.num_programs(0), flatten=True):
+        tile, block_o = _place(place, real_tiles, blocks, WINDOW)
+        group = tl.load(tiles_ptr + tile)
+        first = tl.load(tiles_ptr + most_tiles + tile)
+        num_rows = tl.minimum(tl.load(tiles_ptr + 2 * most_tiles + tile) - first, BLOCK_R).to(tl.int32)
+        source_r, slot_r, found_r = _sources(
+            slot_ptr, first, row_r, num_rows, num_slots, SLOTS_OF_ROW, GATHER, GATHER or SCALE
+        )
+        output_o = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
+        inside_o = output_o < num_outputs
+        left_r1 = left_ptr + source_r[:, None] * stride_r
+        weight_1o = weight_ptr + group * stride_e + output_o.to(tl.int64)[None, :] * stride_o
+        other_1o = weight_ptr + group * stride_e + (output_o.to(tl.int64) + num_outputs)[None, :] * stride_o
+        sum_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+        other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+        for step in range(tl.cdiv(num_inputs, BLOCK_I)):
+            at_i = step * BLOCK_I + input_i
+            inside_i = at_i < num_inputs
+            left = _block(left_r1 + at_i[None, :] * stride_ri, inside_o, inside_i, False, not EVEN_I)
+            right = _block(weight_1o + at_i[:, None] * stride_i, inside_i, inside_o, not EVEN_I, not EVEN_O)
+            sum_ro = added_product(left, right, sum_ro, PRECISION)
+            if GATED:
+                other = _block(other_1o + at_i[:, None] * stride_i, inside_i, inside_o, not EVEN_I, not EVEN_O)
+                other_ro = added_product(left, other, other_ro, PRECISION)
+        _write(
+            sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o,
+            num_outputs, GATHER, SCALE, FUNCTION, GATED, KEEP,
+        )  # fmt: skip
+    tail = tl.load(tiles_ptr + most_tiles + real_tiles, mask=has_tail, other=0)
+    end = tl.load(tiles_ptr + 2 * most_tiles + real_tiles, mask=has_tail, other=0)
+    for row in range(tail + tl.program_id(0), end, tl.num_programs(0)):
+        _write_zeros(out_ptr + row * num_outputs, num_outputs)
+        if KEEP:
+            sides: tl.constexpr = 2 if GATED else 1
+            _write_zeros(pre_ptr + row * (sides * num_outputs), sides * num_outputs)
+
+
+@triton.jit
+def _number_of_tiles(tiles_ptr, most_tiles, num_groups):
+    """How many tiles have a matrix, which come first, and whether rows without one follow."""
+    real, every = tl.zeros((1024,), tl.int32), tl.zeros((1024,), tl.int32)
+    for begin in range(0, most_tiles, 1024):
+        tile = begin + tl.arange(0, 1024)
+        group = tl.load(tiles_ptr + tile, mask=tile < most_tiles, other=-1)
+        every += (group >= 0).to(tl.int32)
+        real += ((group >= 0) & (group < num_groups)).to(tl.int32)
+    real = tl.sum(real, axis=0)
+    return real, tl.sum(every, axis=0) > real
+
+
+@triton.jit
+def _write_zeros(row_ptr, width):
+    for start in range(0, width, 1024):
+        column = start + tl.arange(0, 1024)
+        tl.store(row_ptr + column, tl.zeros((1024,), row_ptr.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _write(
+    sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o, num_outputs,
+    GATHER: tl.constexpr, SCALE: tl.constexpr, FUNCTION: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Writes one block of a tile: the sums, or what the activation makes of them."""
+    element: tl.constexpr = out_ptr.dtype.element_ty
+    scale_r = tl.full(row_r.shape, 1.0, tl.float32)
     if SCALE:
         scale_r = tl.load(scale_ptr + slot_r, mask=found_r, other=0.0).to(tl.float32)
-    gate_ro = _finished(sum_ro, scale_r, found_r, out_ptr.dtype.element_ty, SCALE, GATHER)
-    up_ro = _finished(other_ro, scale_r, found_r, out_ptr.dtype.element_ty, SCALE, GATHER)
-    inside_ro = (row_r < num_rows)[:, None] & inside_o[None, :]
+    gate_ro = _finished(sum_ro, scale_r, found_r, element, SCALE, GATHER)
+    up_ro = _finished(other_ro, scale_r, found_r, element, SCALE, GATHER)
+    inside_ro = (row_r < num_rows)[:, None] & (output_o < num_outputs)[None, :]
     place_r = first + row_r
     if KEEP:
         sides: tl.constexpr = 2 if GATED else 1
@@ -72,7 +158,7 @@ def grouped_mm_kernel(
         if GATED:
             tl.store(pre_ro + num_outputs, up_ro, mask=inside_ro)
     if FUNCTION is not None:
-        gate_ro = activated(gate_ro, up_ro, FUNCTION, GATED, out_ptr.dtype.element_ty)
+        gate_ro = activated(gate_ro, up_ro, FUNCTION, GATED, element)
     tl.store(out_ptr + place_r[:, None] * num_outputs + output_o[None, :], gate_ro, mask=inside_ro)
 
 

@@ -10,10 +10,17 @@ import torch
 import triton
 from torch import Tensor
 
-from moegate.ops.grouped_mm.gpu_kernel import grouped_mm_kernel
+from moegate.ops.grouped_mm.gpu_kernel import grouped_mm_kernel, grouped_mm_walk_kernel
 from moegate.ops.grouped_mm.gpu_kernel_outer import grouped_outer_kernel
 from moegate.ops.grouped_mm.gpu_kernel_tiles import tiles_kernel
-from moegate.ops.grouped_mm.gpu_sizes import outer_cut, product_cut, shared_memory_of, tile_rows
+from moegate.ops.grouped_mm.gpu_sizes import (
+    is_aligned,
+    multiprocessors_of,
+    outer_cut,
+    product_cut,
+    shared_memory_of,
+    tile_rows,
+)
 from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, torch_grouped_outer, uses_torch, zero_tail
 from moegate.ops.grouped_mm.reference import (
     check_grouped_mm,
@@ -48,9 +55,12 @@ class Slots:
     A row whose slot is below 0 or not below ``count`` reads zeros.
     """
 
-    slot_R: Tensor
+    slot_R: Tensor | None
     count: int
     of_token: int
+
+
+_NO_SLOTS = Slots(None, 0, 1)
 
 
 def most_tiles(num_rows: int, num_groups: int, rows: int) -> int:
@@ -79,7 +89,7 @@ def tiles_of(offsets_E: Tensor, num_rows: int, element: torch.dtype) -> Tiles:
     return Tiles(table, rows)
 
 
-def product(
+def product(  # noqa: PLR0913 - what the kernel can do
     left: Tensor,
     weight_EOI: Tensor,
     tiles: Tiles,
@@ -107,19 +117,23 @@ def product(
     num_outputs, num_inputs = out_RO.shape[1], left.shape[1]
     if out_RO.numel() == 0:
         return
-    if left.shape[0] == 0 or weight_EOI.shape[0] == 0:
+    if left.numel() == 0 or weight_EOI.shape[0] == 0:
         out_RO.zero_()
         if pre is not None:
             pre.zero_()
         return
-    sides = 2 if gated else 1
-    cut = product_cut(tiles.rows, num_outputs, num_inputs, left.dtype, sides, shared_memory_of(left.device))
+    cut = product_cut(
+        tiles.rows, num_outputs, num_inputs, left.dtype, sides=2 if gated else 1, costly=function == "gelu",
+        aligned=is_aligned(left, weight_EOI), shared_memory=shared_memory_of(left.device),
+    )  # fmt: skip
+    slots, scale = scaled or (gathered or _NO_SLOTS, None)
     most = tiles.table.shape[1]
-    slots, scale = scaled or (gathered or Slots(None, 0, 1), None)
-    grouped_mm_kernel[(most * triton.cdiv(num_outputs, cut.outputs),)](
+    programs = most * triton.cdiv(num_outputs, cut.outputs)
+    walkers = cut.walkers * multiprocessors_of(left.device)
+    kernel = grouped_mm_walk_kernel if walkers else grouped_mm_kernel
+    kernel[(min(programs, walkers or programs),)](
         left, weight_EOI, tiles.table, slots.slot_R, scale, out_RO, pre,
-        most, weight_EOI.shape[0], num_inputs, num_outputs, slots.count,
-        *left.stride(), *weight_EOI.stride(),
+        most, weight_EOI.shape[0], num_inputs, num_outputs, slots.count, *left.stride(), *weight_EOI.stride(),
         GATHER=gathered is not None, SCALE=scaled is not None, FUNCTION=function, GATED=gated, KEEP=pre is not None,
         PRECISION=precision_of(left.dtype), SLOTS_OF_ROW=slots.of_token,
         EVEN_O=num_outputs % cut.outputs == 0, EVEN_I=num_inputs % cut.inputs == 0,
@@ -150,23 +164,23 @@ def outer(
         add: adds to what is there, and leaves groups without rows alone; else those get zeros.
     """
     num_groups, num_outputs, num_inputs = out_EOI.shape
-    slots = gathered_left or gathered_right or Slots(None, 0, 1)
-    num_rows = (left if gathered_left is None else right).shape[0]
     if out_EOI.numel() == 0:
         return
     if min(left.shape[0], right.shape[0]) == 0:
         if not add:
             out_EOI.zero_()
         return
-    block_o, cut = outer_cut(num_outputs, num_inputs, left.dtype, shared_memory_of(left.device))
-    blocks = triton.cdiv(num_outputs, block_o) * triton.cdiv(num_inputs, cut.outputs)
+    slots = gathered_left or gathered_right or _NO_SLOTS
+    num_rows = (right if gathered_left else left).shape[0]
+    cut = outer_cut(num_outputs, num_inputs, left.dtype, is_aligned(left, right), shared_memory_of(left.device))
+    blocks = triton.cdiv(num_outputs, cut.outputs) * triton.cdiv(num_inputs, cut.outputs)
     grouped_outer_kernel[(num_groups * blocks,)](
         left, right, offsets_E.contiguous(), slots.slot_R, out_EOI,
         num_rows, num_outputs, num_inputs, slots.count, *left.stride(), *right.stride(),
         GATHER_LEFT=gathered_left is not None, GATHER_RIGHT=gathered_right is not None, ADD=add,
         PRECISION=precision_of(left.dtype), SLOTS_OF_ROW=slots.of_token,
-        EVEN_O=num_outputs % block_o == 0, EVEN_I=num_inputs % cut.outputs == 0,
-        BLOCK_O=block_o, BLOCK_I=cut.outputs, BLOCK_R=cut.inputs,
+        EVEN_O=num_outputs % cut.outputs == 0, EVEN_I=num_inputs % cut.outputs == 0,
+        BLOCK_O=cut.outputs, BLOCK_I=cut.outputs, BLOCK_R=cut.inputs,
         num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=True,
     )  # fmt: skip
 

@@ -1,26 +1,40 @@
-"""How the grouped products are cut for a GPU: plain functions of the sizes, nothing is tried out at run time."""
+"""How the grouped products are cut for a GPU: plain functions of the sizes, nothing is tried out at run time.
+
+The numbers come from what the compiler says of each cut on Hopper (registers, shared memory, how many loads are under
+way) and from its bandwidths; none is particular to it.
+"""
 
 from dataclasses import dataclass
 
 import torch
 import triton
+from torch import Tensor
 
-ROWS_OF_TENSOR_CORES = 64
+_ROWS_OF_WARPS = 64
 """The least rows that Hopper's asynchronous matrix instructions take."""
+_WIDE = 200_000
+"""The bytes of shared memory from which on a multiprocessor multiplies fast enough to need 256 columns at a time."""
+_ALIGNMENT = 16
+"""What sizes and strides must be multiples of for the compiler to load 16 bytes at a time."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The block of outputs and of inputs that one step of a program takes, and how the program runs."""
+    """The block of outputs and of inputs that one step of a program takes, and how the programs run.
+
+    Attributes:
+        walkers: the programs of a multiprocessor, which walk over all tiles; 0 for a program for each tile.
+    """
 
     outputs: int
     inputs: int
     warps: int
     stages: int
+    walkers: int = 0
 
 
 def tile_rows(num_rows: int, num_groups: int, element: torch.dtype) -> int:
-    """The rows of a tile: few where a group has few, which is read for its weights, else what one multiprocessor holds.
+    """The rows of a tile: few where groups have few and are read for their weights, else what a multiprocessor holds.
 
     Example:
         >>> [tile_rows(rows, 128, torch.bfloat16) for rows in (8, 256, 4096, 65536)]
@@ -30,12 +44,20 @@ def tile_rows(num_rows: int, num_groups: int, element: torch.dtype) -> int:
     if mean <= 16:
         return 16
     if mean <= 96 or element is torch.float32:
-        return ROWS_OF_TENSOR_CORES
+        return _ROWS_OF_WARPS
     return 128
 
 
-def product_cut(  # noqa: PLR0917 - the sizes of a product
-    rows: int, num_outputs: int, num_inputs: int, element: torch.dtype, sides: int, shared_memory: int
+def product_cut(
+    rows: int,
+    num_outputs: int,
+    num_inputs: int,
+    element: torch.dtype,
+    *,
+    sides: int,
+    costly: bool,
+    aligned: bool,
+    shared_memory: int,
 ) -> Cut:
     """How one product is cut.
 
@@ -45,48 +67,75 @@ def product_cut(  # noqa: PLR0917 - the sizes of a product
         num_inputs: the length of the sums.
         element: the type of both sides.
         sides: 2 where a program sums a gate and what it multiplies, else 1.
+        costly: whether the activation needs many registers, which the error function does.
+        aligned: whether 16 bytes can be loaded at a time; what can't be has to pass through registers.
         shared_memory: the bytes that one program may have.
 
     Example:
-        >>> product_cut(128, 2048, 768, torch.bfloat16, 1, 232448)
-        Cut(outputs=256, inputs=64, warps=8, stages=4)
+        >>> settings = {"sides": 1, "costly": False, "aligned": True, "shared_memory": 232448}
+        >>> product_cut(128, 2048, 768, torch.bfloat16, **settings)
+        Cut(outputs=256, inputs=64, warps=8, stages=4, walkers=1)
+        >>> product_cut(16, 2048, 768, torch.bfloat16, **settings)
+        Cut(outputs=64, inputs=128, warps=4, stages=4, walkers=0)
     """
     if element is torch.float32:
-        outputs, inputs, warps = (32, 64, 4) if rows == 16 else (64, 32, 4)
-    elif rows == 16:  # bound by the weights that it reads: long pieces, several programs on a multiprocessor
-        outputs, inputs, warps = 64, 128, 4
-    elif rows == ROWS_OF_TENSOR_CORES:
-        outputs, inputs, warps = 128, 64, 4
+        cut = Cut(32, 64, 4, 4) if rows == 16 else Cut(128, 16, 8, 4)
+    elif rows == 16:  # bound by the weights that are read: long pieces, several programs on a multiprocessor
+        cut = Cut(64, 128, 4, 4) if aligned else Cut(64, 64, 4, 4)
+    elif not aligned:
+        cut = Cut(64, 32, 4 if rows == _ROWS_OF_WARPS else 8, 4)
+    elif rows == _ROWS_OF_WARPS:
+        cut = Cut(128, 64, 4, 4, walkers=2)
     else:
-        outputs, inputs, warps = 256, 64, 8
-    outputs = max(16, min(outputs // sides, triton.next_power_of_2(num_outputs)))
-    inputs = max(16, min(inputs, triton.next_power_of_2(num_inputs)))
-    return _fitted(rows, outputs, inputs, warps, sides, element.itemsize, shared_memory)
-
-
-def _fitted(  # noqa: PLR0917 - one number each
-    rows: int, outputs: int, inputs: int, warps: int, sides: int, size: int, shared_memory: int
-) -> Cut:
-    """With as many steps in flight as fit, up to 4; shorter steps where not even 2 do."""
+        cut = Cut(256 if shared_memory >= _WIDE and not costly else 128, 64, 8, 4, walkers=1)
+    outputs = max(16, min(cut.outputs // sides, triton.next_power_of_2(num_outputs)))
+    inputs = max(16, min(cut.inputs, triton.next_power_of_2(num_inputs)))
     while True:
-        stages = min(4, shared_memory // ((rows + sides * outputs) * inputs * size))
-        if stages >= 2 or inputs <= 16:
-            return Cut(outputs, inputs, warps, max(1, stages))
+        stages = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, shared_memory)
+        if stages > 1 or inputs == 16:
+            return Cut(outputs, inputs, cut.warps, stages, cut.walkers)
         inputs //= 2
 
 
-def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, shared_memory: int) -> tuple[int, Cut]:
-    """The block of outputs of the left, and how the rest of ``grouped_outer`` is cut; its steps go over the rows.
+def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, aligned: bool, shared_memory: int) -> Cut:
+    """How ``grouped_outer`` is cut: ``outputs`` on both sides, and ``inputs`` are the rows of a step.
+
+    Groups have few steps, so two programs share a multiprocessor: one loads and writes while the other multiplies.
 
     Example:
-        >>> outer_cut(1536, 2048, torch.bfloat16, 232448)
-        (128, Cut(outputs=256, inputs=64, warps=8, stages=4))
+        >>> outer_cut(1536, 2048, torch.bfloat16, True, 232448)
+        Cut(outputs=128, inputs=64, warps=8, stages=3, walkers=0)
     """
-    left, right, rows, warps = (64, 64, 32, 4) if element is torch.float32 else (128, 256, 64, 8)
-    left = max(16, min(left, triton.next_power_of_2(num_outputs)))
-    right = max(16, min(right, triton.next_power_of_2(num_inputs)))
-    warps = 4 if left * right <= 128 * 128 else warps
-    return left, _fitted(left, right, rows, warps, 1, element.itemsize, shared_memory)
+    if element is torch.float32:
+        side, rows, warps = 64, 16, 8
+    else:
+        side, rows, warps = (128, 64, 8) if aligned else (64, 32, 4)
+    side = max(16, min(side, triton.next_power_of_2(max(num_outputs, num_inputs))))
+    return Cut(side, rows, warps, min(3, _stages(side, side, rows * element.itemsize, 0, shared_memory)))
+
+
+def _stages(rows: int, outputs: int, input_bytes: int, walkers: int, shared_memory: int) -> int:
+    """How many steps are under way, up to 4: those of both sides that fit beside what a walker writes through."""
+    written = rows * min(outputs, 128) * 2 if walkers else 0
+    return max(1, min(4, (shared_memory // max(1, walkers) - written) // ((rows + outputs) * input_bytes)))
+
+
+def is_aligned(*matrices: Tensor) -> bool:
+    """Whether 16 bytes at a time can be loaded from all of them, along one of the last two dimensions.
+
+    Example:
+        >>> is_aligned(torch.zeros(3, 32)), is_aligned(torch.zeros(3, 32).mT), is_aligned(torch.zeros(3, 30))
+        (True, True, False)
+    """
+    for matrix in matrices:
+        *others, before, last = matrix.stride()
+        along = matrix.shape[-1]
+        if last != 1:
+            before, last, along = last, before, matrix.shape[-2]
+        sizes = (*others, before, along, matrix.data_ptr())
+        if last != 1 or any(size % _ALIGNMENT for size in sizes):
+            return False
+    return True
 
 
 def shared_memory_of(device: torch.device) -> int:
@@ -95,3 +144,10 @@ def shared_memory_of(device: torch.device) -> int:
         return 1 << 16
     properties = torch.cuda.get_device_properties(device)
     return getattr(properties, "shared_memory_per_block_optin", None) or 1 << 16
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    """How many multiprocessors there are; where that isn't told, few, so that each walks over several tiles."""
+    if device.type != "cuda":
+        return 4
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

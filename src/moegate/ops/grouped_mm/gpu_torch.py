@@ -35,14 +35,14 @@ def uses_torch(num_rows: int, offsets_E: Tensor, *matrices: Tensor) -> bool:
     num_groups = offsets_E.shape[0]
     if not 0 < num_groups <= _MOST_GROUPS or num_rows < LEAST_ROWS_OF_A_GROUP * num_groups:
         return False
-    return all(is_aligned(matrix) for matrix in matrices)
+    return all(takes(matrix) for matrix in matrices)
 
 
-def is_aligned(matrix: Tensor) -> bool:
+def takes(matrix: Tensor) -> bool:
     """Whether PyTorch's grouped products take a matrix, or one for each group, as it lies.
 
     Example:
-        >>> [is_aligned(torch.zeros(4, n, dtype=torch.bfloat16)) for n in (8, 9)]
+        >>> [takes(torch.zeros(4, n, dtype=torch.bfloat16)) for n in (8, 9)]
         [True, False]
     """
     if matrix.dtype is not torch.bfloat16 or matrix.numel() == 0 or matrix.data_ptr() % _ALIGNMENT:

@@ -1,16 +1,16 @@
 """Tokens through their chosen experts and back: plan, permute, experts and combine in one call.
 
-Contract: ``out[t] = Σ_k weights[t, k] · expert(index[t, k])(hidden[t])`` over the slots with an expert. On a CPU, with the
-bits that ``dispatch_plan``, ``permute``, ``experts`` and ``combine`` give one after the other; what it saves is the way
-between them, which is most of what they cost for a single token. It keeps nothing, so it has no gradient of its own:
-where one is wanted, the four are called.
+Contract: ``out[t] = Σ_k weights[t, k] · expert(index[t, k])(hidden[t])`` over the slots with an expert. On a CPU, with
+the bits that ``dispatch_plan``, ``permute``, ``experts`` and ``combine`` give one after the other; what it saves is the
+way between them, which is most of what they cost for a single token. It keeps nothing, so it has no gradient of its
+own: where one is wanted, the four are called.
 
-On devices that Triton serves the rows are never gathered: the first product reads the tokens where they are, and applies
-the activation to its float32 sums. For few slots, such as a step of decoding, nothing is sorted either: two kernels read
-the chosen experts once and write inner values and tokens, whose float32 sums are rounded once. So results differ from
-those of the four by the rounding of what lies between. There is nothing that waits for the host. For training there is
-an operator of its own, ``trained_mixture``, which keeps what went into the activations and nothing else of the size of
-the rows. An index that names no expert can't be reported there without a wait: its slot counts as empty.
+On devices that Triton serves, rows are never gathered: the first product reads the tokens where they are, and applies
+the activation to its sums. For few slots, such as a step of decoding, nothing is sorted either: two kernels read the
+chosen experts once and write inner values and tokens, each a float32 sum that is rounded once. So results differ from
+those of the four by the rounding of what lies between. Nothing waits for the host, which is why an index that names no
+expert can't be reported: its slot counts as empty. Training has an operator of its own, ``trained_mixture``, which
+keeps what went into the activations and nothing else of the size of the rows.
 """
 
 import torch

@@ -4,7 +4,7 @@ import triton
 from torch import Tensor
 
 from moegate.ops.experts.gpu_operator import function_of
-from moegate.ops.mixture.gpu_kernel_decode import decode_down_kernel, decode_up_kernel
+from moegate.ops.mixture.gpu_kernel import decode_down_kernel, decode_up_kernel
 
 _BYTES_AT_ONCE = 16384
 """What a program has in flight at once: for each of its 128 threads 8 loads of 16 bytes."""
@@ -13,8 +13,8 @@ _BYTES_AT_ONCE = 16384
 def is_decoding(num_tokens: int, num_slots: int, num_experts: int) -> bool:
     """Whether each slot reads its expert for itself, instead of sorting them first.
 
-    A single token names an expert once. Of several tokens, each slot costs a reading of its expert, from the cache where
-    another slot has just read it: that is worth it until the slots crowd on the experts.
+    A single token names an expert once. Of several tokens, each slot costs a reading of its expert, if from the cache
+    where another slot has just read it: that is worth it until the slots crowd on the experts.
 
     Example:
         >>> is_decoding(1, 64, 64), is_decoding(4, 32, 128), is_decoding(4, 32, 8), is_decoding(64, 512, 512)

@@ -23,7 +23,7 @@ __all__ = ["TRAINED_MIXTURE"]
 _Context = Any  # what register_autograd passes has no public type
 
 
-def _fake(  # noqa: PLR0917 - the schema of the operator
+def _fake(
     hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, up: Tensor, down_EDF: Tensor, activation: int
 ) -> Trained:
     check_arguments(hidden_TD, index_TK, weights_TK, up, down_EDF, activation)

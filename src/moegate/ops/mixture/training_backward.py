@@ -2,10 +2,13 @@
 
 Contract: from the gradient of the output ``[T, D]``, what the forward was given and the plan and ``pre`` that it
 returned, the gradients of the hidden states, of the slots' weights and of both projections. With ``g[r]`` the product
-of the gradient of row ``r``'s token and ``down_e``, and ``w`` the weight of its slot: the gradient of the weight is
-``<inner[r], g[r]>``, so that nobody keeps the experts' outputs; that of ``pre[r]`` is ``act'(pre[r]) · w g[r]``; and
-``down_e`` gets ``Σ_r grad_out[token_r] ⊗ (w · inner[r])``, ``up_e`` gets ``Σ_r grad_pre[r] ⊗ hidden[token_r]``, and each
-token the sum of its rows' ``grad_pre[r] @ up_e``. A slot without an expert gets 0, an expert without rows zeros.
+of the gradient of row ``r``'s token and ``down_e``, and ``w`` the weight of its slot:
+
+- the gradient of the weight is ``<inner[r], g[r]>``, so that nobody keeps the experts' outputs;
+- that of ``pre[r]`` is ``act'(pre[r]) · w g[r]``, and each token gets the sum of its rows' ``grad_pre[r] @ up_e``;
+- ``down_e`` gets ``Σ_r grad_out[token_r] ⊗ (w · inner[r])`` and ``up_e`` gets ``Σ_r grad_pre[r] ⊗ hidden[token_r]``.
+
+A slot without an expert gets 0, an expert without rows zeros.
 """
 
 from typing import Any

@@ -16,7 +16,7 @@ Trained = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def trained_mixture_reference(  # noqa: PLR0917 - the schema of the operator
+def trained_mixture_reference(
     hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor, up: Tensor, down_EDF: Tensor, activation: int
 ) -> Trained:
     """Plan, permute, experts and combine, and what their backward needs."""

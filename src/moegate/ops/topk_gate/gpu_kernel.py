@@ -15,14 +15,14 @@ from moegate.ops.gpu.portable import portable_sigmoid, portable_softmax, portabl
 from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, greatest_keys, index_of, keys_of, ordered
 from moegate.ops.gpu.rough_ranking import (
     LOWEST_KEY,
-    excluded_keys,
+    greatest_of_columns,
+    greatest_of_lists,
     greatest_value,
     is_nan_key,
-    lane_of,
     least_value,
     log2,
+    position_of,
     rough_keys,
-    roughly_greatest,
     surely_greater,
 )
 
@@ -44,15 +44,24 @@ def loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e):
 
 
 @triton.jit
-def expert_of(lane, GROUP_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The expert of a lane: groups of ``GROUP_SIZE`` lie ``BLOCK_S`` apart."""
-    return lane // BLOCK_S * GROUP_SIZE + lane % BLOCK_S
+def expert_of(place, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The expert at a place, where groups of ``GROUP_SIZE`` lie ``BLOCK_S`` apart, and whether there is one."""
+    group, member = place // BLOCK_S, place % BLOCK_S
+    return group * GROUP_SIZE + member, (group < NUM_GROUPS) & (member < GROUP_SIZE)
 
 
 @triton.jit
-def has_nan(z_te):
-    """``[t]``: whether any logit is NaN."""
-    return tl.max((z_te != z_te).to(tl.int32), axis=1) > 0
+def place_of(lane_e, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
+    """The places of lanes that let the places of a column, and so the columns of a group, follow each other."""
+    MEMBERS: tl.constexpr = lane_e.shape[0] // COLUMNS
+    column_e = lane_e // NEIGHBOURS % COLUMNS
+    return column_e * MEMBERS + lane_e // (NEIGHBOURS * COLUMNS) * NEIGHBOURS + lane_e % NEIGHBOURS
+
+
+@triton.jit
+def has_bits_below(z_te, BITS: tl.constexpr):
+    """``[t]``: whether any logit has one of the lowest bits."""
+    return tl.max(z_te.to(tl.int32, bitcast=True) & ((1 << BITS) - 1), axis=1) > 0
 
 
 @triton.jit
@@ -92,76 +101,88 @@ def rough_scores(z_te, real_te, SCORE: tl.constexpr):
 
 @triton.jit
 def rough_groups(
-    key_te, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr,
+    first_tc, second_tc, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr,
     BITS: tl.constexpr, EXACT: tl.constexpr, ERROR: tl.constexpr,
 ):  # fmt: skip
-    """``[t, g]`` whether each group stays, by rough keys; ``[t]`` whether others might; ``[t]`` whether any is NaN."""
-    key_tgs = tl.reshape(key_te, (key_te.shape[0], BLOCK_G, key_te.shape[1] // BLOCK_G))
-    first_tg = tl.max(key_tgs, axis=2)
-    least_tg, greatest_tg = least_value(first_tg, BITS, EXACT), greatest_value(first_tg, BITS)
+    """``[t, c]`` whether the group of each column stays; ``[t]`` whether others might; ``[t]`` whether one has a NaN."""
+    COLUMNS: tl.constexpr = first_tc.shape[1]
+    GROUP_BITS: tl.constexpr = log2(BLOCK_G) if BY_TOP2_SUM else BITS
+    first_tgc = tl.reshape(first_tc, (first_tc.shape[0], BLOCK_G, COLUMNS // BLOCK_G))
+    first_tg = tl.max(first_tgc, axis=2)
+    astray_t = is_nan_key(tl.max(of_group(first_tg, COLUMNS), axis=1), BITS)
+    least_tg, greatest_tg = first_tg, first_tg
     if BY_TOP2_SUM:
         # No two keys are alike, so that of two equal values one is set aside and both count.
-        second_tg = tl.max(tl.where(key_tgs == first_tg[:, :, None], LOWEST_KEY, key_tgs), axis=2)
-        least_tg += least_value(second_tg, BITS, EXACT)
-        greatest_tg += greatest_value(second_tg, BITS)
-    kept_tg = _places(least_tg, BLOCK_G) < GROUPS_KEPT
-    doubtful_t = tl.max((least_tg != least_tg).to(tl.int32), axis=1) > 0
+        second_tgc = tl.reshape(second_tc, first_tgc.shape)
+        second_tg = tl.max(tl.where(first_tgc == first_tg[:, :, None], second_tgc, first_tgc), axis=2)
+        group_1g = tl.arange(0, BLOCK_G)[None, :]
+        least_tg = rough_keys(least_value(first_tg, BITS) + least_value(second_tg, BITS), group_1g, GROUP_BITS)
+        greatest_tg = rough_keys(greatest_value(first_tg, BITS) + greatest_value(second_tg, BITS), group_1g, GROUP_BITS)
+        astray_t |= is_nan_key(tl.max(of_group(least_tg, COLUMNS), axis=1), GROUP_BITS)
+    # All columns of a group hold its key, for a maximum over a whole row is one instruction.
+    key_tc = of_group(least_tg, COLUMNS)
+    kept_tc = tl.full(first_tc.shape, False, tl.int1)
+    worst_t = tl.max(key_tc, axis=1)
+    for kept in tl.static_range(GROUPS_KEPT):
+        if kept > 0:
+            worst_t = tl.max(tl.where(kept_tc, LOWEST_KEY, key_tc), axis=1)
+        kept_tc |= key_tc == worst_t[:, None]
+    best_dropped_t = tl.max(tl.where(kept_tc, LOWEST_KEY, of_group(greatest_tg, COLUMNS)), axis=1)
+    hidden_t = tl.full(astray_t.shape, False, tl.int1)
     if not EXACT:
-        worst_kept_t = tl.min(tl.where(kept_tg, least_tg, float("inf")), axis=1)
-        best_dropped_t = tl.max(tl.where(kept_tg, _NEGATIVE_INFINITY, greatest_tg), axis=1)
-        doubtful_t |= ~surely_greater(worst_kept_t, best_dropped_t, ERROR)
-    return kept_tg, doubtful_t, is_nan_key(tl.max(first_tg, axis=1), BITS)
-
-
-@triton.jit
-def _places(value_tg, BLOCK_G: tl.constexpr):
-    """``[t, g]``: how many groups rank before each."""
-    group_g = tl.arange(0, BLOCK_G)
-    before_gg = (group_g[:, None] < group_g[None, :])[None, :, :]
-    other_tg1, this_t1g = value_tg[:, :, None], value_tg[:, None, :]
-    return tl.sum(((other_tg1 > this_t1g) | ((other_tg1 == this_t1g) & before_gg)).to(tl.int32), axis=1)
+        least_t, greatest_t = least_value(worst_t, GROUP_BITS), greatest_value(best_dropped_t, GROUP_BITS)
+        hidden_t = ~surely_greater(least_t, greatest_t, ERROR)
+    return kept_tc, hidden_t, astray_t
 
 
 @triton.jit
 def roughly_chosen(
-    z_te, bias_ptr, lane_e, expert_e, real_e,
+    z_te, bias_ptr, place_e, expert_e, real_e,
     K: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr, BY_TOP2_SUM: tl.constexpr,
     RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """``[t, k]`` the lanes of the experts by rough keys; ``[t]`` whether their order is hidden, or they are astray."""
+    """``[t, k]`` the positions chosen by rough keys; ``[t]`` whether their order is hidden, or they are astray."""
     BITS: tl.constexpr = log2(z_te.shape[1])
     GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
-    ERROR: tl.constexpr = error_of(SCORE)
-    RANK_ERROR: tl.constexpr = ERROR if RANKS_SCORES else 0.0
-    real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
-    excluded_te = excluded_keys(lane_e, BITS)[None, :]
+    RANK_ERROR: tl.constexpr = error_of(SCORE) if RANKS_SCORES else 0.0
     scores_te = z_te
     if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
-        scores_te = rough_scores(z_te, real_te, SCORE)
+        scores_te = rough_scores(z_te, tl.broadcast_to(real_e[None, :], z_te.shape), SCORE)
         if HAS_BIAS:
             scores_te += tl.load(bias_ptr + expert_e, mask=real_e, other=0.0)[None, :]
-    key_te = rough_keys(scores_te if RANKS_SCORES else z_te, lane_e[None, :], BITS)
-    if PADDED:
-        key_te = tl.where(real_te, key_te, excluded_te)
+    key_te = real_keys(scores_te if RANKS_SCORES else z_te, place_e, real_e, BITS, PADDED)
+    first_tc, second_tc, third_tc, rest_tc = greatest_of_columns(key_te, COLUMNS, NEIGHBOURS)
     hidden_t = tl.full((z_te.shape[0],), False, tl.int1)
     astray_t = hidden_t
     if GROUPED:
-        group_key_te = key_te
+        head_tc, next_tc = first_tc, second_tc
         if BY_TOP2_SUM and not RANKS_SCORES:
-            group_key_te = tl.where(real_te, rough_keys(scores_te, lane_e[None, :], BITS), excluded_te)
-        GROUP_ERROR: tl.constexpr = 2.0 * ERROR if BY_TOP2_SUM else RANK_ERROR
-        kept_tg, hidden_t, astray_t = rough_groups(
-            group_key_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G, BITS, EXACT and GROUP_ERROR == 0.0, GROUP_ERROR
+            score_key_te = real_keys(scores_te, place_e, real_e, BITS, PADDED)
+            head_tc, next_tc, _, _ = greatest_of_columns(score_key_te, COLUMNS, NEIGHBOURS)
+        GROUP_ERROR: tl.constexpr = 2.0 * error_of(SCORE) if BY_TOP2_SUM else RANK_ERROR
+        kept_tc, hidden_t, astray_t = rough_groups(
+            head_tc, next_tc, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G, BITS, EXACT and not BY_TOP2_SUM, GROUP_ERROR
         )
-        key_te = tl.where(of_group(kept_tg, z_te.shape[1]), key_te, excluded_te)
-    key_tk, following_tk = roughly_greatest(key_te, K, BLOCK_K, COLUMNS, NEIGHBOURS)
+        # What lies behind the head of a list comes into play with the head alone.
+        first_tc = tl.where(kept_tc, first_tc, LOWEST_KEY)
+        rest_tc = tl.where(kept_tc, rest_tc, LOWEST_KEY)
+    key_tk, following_tk = greatest_of_lists(first_tc, second_tc, third_tc, rest_tc, K, BLOCK_K)
     slot_k = tl.arange(0, BLOCK_K)[None, :] < K
     astray_t |= tl.max((slot_k & ((following_tk > key_tk) | is_nan_key(key_tk, BITS))).to(tl.int32), axis=1) > 0
     if not EXACT:
-        sure_tk = surely_greater(least_value(key_tk, BITS, False), greatest_value(following_tk, BITS), RANK_ERROR)
+        sure_tk = surely_greater(least_value(key_tk, BITS), greatest_value(following_tk, BITS), RANK_ERROR)
         hidden_t |= tl.max((slot_k & ~sure_tk).to(tl.int32), axis=1) > 0
-    return lane_of(key_tk, BITS), hidden_t, astray_t
+    return position_of(key_tk, BITS), hidden_t, astray_t
+
+
+@triton.jit
+def real_keys(values_te, place_e, real_e, BITS: tl.constexpr, PADDED: tl.constexpr):
+    """``[t, e]`` rough keys, of which those of no expert rank last."""
+    key_te = rough_keys(values_te, place_e[None, :], BITS)
+    if PADDED:
+        return tl.where(real_e[None, :], key_te, LOWEST_KEY)
+    return key_te
 
 
 @triton.jit
@@ -200,12 +221,16 @@ def exact_groups(
 
 @triton.jit
 def exactly_chosen(
-    z_te, bias_ptr, lane_e, expert_e, real_e,
-    K: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr, BY_TOP2_SUM: tl.constexpr,
-    RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr,
+    logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e,
+    K: tl.constexpr, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr,
+    BY_TOP2_SUM: tl.constexpr, RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``[t, k]`` the lanes of the experts, whatever the logits."""
+    """``[t, k]`` the places of the experts, whatever the logits; ``[t]`` whether one of the logits is NaN."""
     GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
+    place_e = tl.arange(0, BLOCK_G * BLOCK_S)
+    expert_e, real_e = expert_of(place_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
+    z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
     real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
     scores_te = z_te
     if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
@@ -216,9 +241,10 @@ def exactly_chosen(
     rank_te = tl.where(real_te, ordered(ranking_te), EXCLUDED)
     if GROUPED:
         kept_tg = exact_groups(scores_te if BY_TOP2_SUM else ranking_te, real_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G)
-        rank_te = tl.where(of_group(kept_tg, z_te.shape[1]), rank_te, EXCLUDED)
-    key_te = keys_of(rank_te, tl.broadcast_to(lane_e[None, :], z_te.shape))
-    return index_of(greatest_keys(key_te, K, BLOCK_K))
+        rank_te = tl.where(of_group(kept_tg, BLOCK_G * BLOCK_S), rank_te, EXCLUDED)
+    key_te = keys_of(rank_te, tl.broadcast_to(place_e[None, :], z_te.shape))
+    spoiled_t = tl.max((z_te != z_te).to(tl.int32), axis=1) > 0
+    return index_of(greatest_keys(key_te, K, BLOCK_K)), spoiled_t
 
 
 @triton.jit
@@ -280,42 +306,47 @@ def topk_gate_kernel(
     """The experts and weights of ``BLOCK_T`` tokens; by exact keys alone if ``COLUMNS`` is 0."""
     token_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     here_t = token_t < num_tokens
-    lane_e = tl.arange(0, BLOCK_G * BLOCK_S)
-    expert_e = expert_of(lane_e, GROUP_SIZE, BLOCK_S)
-    real_e = (lane_e // BLOCK_S < NUM_GROUPS) & (lane_e % BLOCK_S < GROUP_SIZE)
     seen_t = here_t
     if HAS_MASK:
         seen_t = here_t & (tl.load(mask_ptr + token_t, mask=here_t, other=0) != 0)
+    lane_e = tl.arange(0, BLOCK_G * BLOCK_S)
+    GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
+    place_e = place_of(lane_e, COLUMNS, NEIGHBOURS) if GROUPED and COLUMNS > 0 else lane_e
+    expert_e, real_e = expert_of(place_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
     z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
     if COLUMNS > 0:
         PADDED: tl.constexpr = BLOCK_G * BLOCK_S != NUM_GROUPS * GROUP_SIZE
-        lane_tk, hidden_t, astray_t = roughly_chosen(
-            z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, EXACT,
+        place_tk, hidden_t, astray_t = roughly_chosen(
+            z_te, bias_ptr, place_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, EXACT,
             PADDED, BLOCK_G, BLOCK_K, COLUMNS, NEIGHBOURS
         )  # fmt: skip
         spoiled_t = tl.full((BLOCK_T,), False, tl.int1)
-        doubtful_t = seen_t & (hidden_t | astray_t)
-        if tl.max(doubtful_t.to(tl.int32), axis=0) > 0:
-            # Read again, so that no register holds the logits until here.
-            z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
-            lane_tk = exactly_chosen(
-                z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
-                BLOCK_G, BLOCK_K
-            )  # fmt: skip
-            spoiled_t = has_nan(z_te)
+        doubtful = tl.max((seen_t & (hidden_t | astray_t)).to(tl.int32), axis=0) > 0
+        if doubtful:
+            if not (EXACT or HAS_BIAS or (RANKS_SCORES and error_of(SCORE) > 0.0) or (GROUPED and BY_TOP2_SUM)):
+                # Of logits that come from a narrower type nothing is cut off. Read again, so that no register holds
+                # them until here.
+                narrow_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
+                hidden_t &= has_bits_below(narrow_te, log2(BLOCK_G * BLOCK_S))
+                doubtful = tl.max((seen_t & (hidden_t | astray_t)).to(tl.int32), axis=0) > 0
+            if doubtful:
+                place_tk, spoiled_t = exactly_chosen(
+                    logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e, K, NUM_GROUPS, GROUP_SIZE, GROUPS_KEPT,
+                    SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, BLOCK_G, BLOCK_S, BLOCK_K
+                )  # fmt: skip
     else:
-        lane_tk = exactly_chosen(
-            z_te, bias_ptr, lane_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
-            BLOCK_G, BLOCK_K
+        place_tk, spoiled_t = exactly_chosen(
+            logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e, K, NUM_GROUPS, GROUP_SIZE, GROUPS_KEPT,
+            SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, BLOCK_G, BLOCK_S, BLOCK_K
         )  # fmt: skip
-        spoiled_t = has_nan(z_te)
 
     slot_k = tl.arange(0, BLOCK_K)
     real_tk = tl.broadcast_to((slot_k < K)[None, :], (BLOCK_T, BLOCK_K))
     wanted_tk = seen_t[:, None] & real_tk
-    expert_tk = tl.where(wanted_tk, expert_of(lane_tk, GROUP_SIZE, BLOCK_S), -1)
-    place_tk = logits_ptr + token_t[:, None] * stride_t + expert_tk.to(tl.int64) * stride_e
-    chosen_tk = tl.load(place_tk, mask=wanted_tk, other=0.0).to(tl.float32)
+    expert_tk, _ = expert_of(place_tk, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
+    expert_tk = tl.where(wanted_tk, expert_tk, -1)
+    chosen_ptr_tk = logits_ptr + token_t[:, None] * stride_t + expert_tk.to(tl.int64) * stride_e
+    chosen_tk = tl.load(chosen_ptr_tk, mask=wanted_tk, other=0.0).to(tl.float32)
     chosen_tk = tl.where(spoiled_t[:, None], float("nan"), chosen_tk)
     logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
     if WITH_LOGSUMEXP or WEIGHT_SCORE == "softmax":
@@ -323,12 +354,12 @@ def topk_gate_kernel(
         logsumexp_t = tl.where(seen_t, logsumexp_of(z_te, real_te), 0.0)
     weights_tk = weights_of(chosen_tk.to(tl.float64), logsumexp_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
 
-    place_tk = token_t[:, None] * K + slot_k[None, :]
+    out_tk = token_t[:, None] * K + slot_k[None, :]
     stored_tk = here_t[:, None] & real_tk
-    tl.store(index_ptr + place_tk, expert_tk, mask=stored_tk)
-    tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
+    tl.store(index_ptr + out_tk, expert_tk, mask=stored_tk)
+    tl.store(weights_ptr + out_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
     if WITH_CHOSEN:
-        tl.store(chosen_ptr + place_tk, chosen_tk, mask=stored_tk)
+        tl.store(chosen_ptr + out_tk, chosen_tk, mask=stored_tk)
     if WITH_LOGSUMEXP:
         tl.store(logsumexp_ptr + token_t, logsumexp_t, mask=here_t)
     if WITH_COUNTS:

@@ -60,7 +60,8 @@ def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options)
         BLOCK_T=block_t,
         BLOCK_G=block_g,
         BLOCK_S=block_s,
-        BLOCK_K=triton.next_power_of_2(top_k),
+        # A lane of the warp for each slot.
+        BLOCK_K=max(triton.next_power_of_2(top_k), 32 // block_t),
         COLUMNS=columns,
         # As many as one load of 16 bytes brings.
         NEIGHBOURS=min(16 // itemsize, block_e // columns) if columns else 1,

@@ -12,7 +12,9 @@ from moegate.bench.gpu.checks import gate, layer, memory, places
 Check = Callable[[Card], Verdict]
 
 CHECKS: dict[str, Check] = {
-    "gate: hostile logits, every score": gate.hostile,
+    "gate: hostile logits, every rule": gate.every_rule,
+    "gate: hostile logits, narrow and masked": gate.every_type,
+    "gate: hostile logits, every size": gate.every_size,
     "gate: gradients": gate.gradients,
     "plan: hostile indices": places.hostile_plans,
     "permute and combine: as their references": places.rows_and_sums,

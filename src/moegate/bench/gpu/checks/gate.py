@@ -1,6 +1,5 @@
 """The gate with the logits that have broken other gates, and its gradients."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +74,9 @@ RULES = (
     Rule("identity", renormalize=False),
     Rule("relu", renormalize=False),
 )
-_SIZES = ((8, 2), (64, 6), (97, 5), (128, 8), (256, 8), (384, 6), (512, 22), (896, 16), (2048, 32), (4096, 64))
-_REHEARSED = ((16, 3), (7, 2))
+_SIZES = ((8, 2), (64, 6), (97, 5), (128, 8), (384, 6), (512, 22), (896, 16), (2048, 32), (4096, 64))
+_WIDE, _TINY = (256, 8), (16, 3)
+_PLAIN = (Rule("softmax"), Rule("sigmoid", biased=True))
 
 
 def _score(kind: str, logits_TE: Tensor) -> Tensor:
@@ -114,28 +114,39 @@ def hostile_logits(num_experts: int, dtype: torch.dtype, *, repeats: int = 1) ->
     return torch.cat([odd, tied, drawn(8 * repeats)]).to(dtype)
 
 
-def _problems(card: Card) -> Iterator[tuple[Rule, Tensor, int]]:
-    for num_experts, top_k in _SIZES if card.real else _REHEARSED:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for rule in RULES:
-                if num_experts % rule.num_groups == 0 and top_k * rule.num_groups <= num_experts * rule.groups_kept:
-                    if not card.real and (dtype != torch.float32 and rule.score != "sigmoid"):
-                        continue  # the interpreter takes its time
-                    yield rule, hostile_logits(num_experts, dtype, repeats=32 if card.real else 1), top_k
+def every_rule(card: Card) -> Verdict:
+    """Indices and counts equal to the reference's bit by bit, weights within 2 ulp of float64: for every rule."""
+    size = _WIDE if card.real else _TINY
+    return first(*(_judged(card, rule, size, torch.float32, masked=False) for rule in RULES))
 
 
-def hostile(card: Card) -> Verdict:
-    """Indices and counts equal to the reference's bit by bit, weights within 2 ulp of float64."""
-    device = card.place.device
-    for rule, logits_TE, top_k in _problems(card):
-        bias_E = 0.5 * torch.linspace(-1, 1, logits_TE.shape[1]).sin() if rule.biased else None
-        mask_T = torch.arange(len(logits_TE)) % 7 != 6
-        for mask in (None, mask_T):
-            placed = [None if part is None else part.to(device) for part in (logits_TE, bias_E, mask)]
-            verdict = _verdict(rule, (logits_TE, bias_E, mask), placed, top_k)
-            if verdict is not None:
-                return f"{verdict}, for {rule} at E={logits_TE.shape[1]} K={top_k} {logits_TE.dtype}"
-    return None
+def every_type(card: Card) -> Verdict:
+    """The same for narrow logits, and for tokens that are masked."""
+    size, types = _WIDE if card.real else _TINY, (torch.bfloat16, torch.float16)
+    return first(
+        *(_judged(card, rule, size, dtype, masked=False) for rule in _PLAIN for dtype in types),
+        *(_judged(card, rule, size, torch.float32, masked=True) for rule in _PLAIN),
+    )
+
+
+def every_size(card: Card) -> Verdict:
+    """The same for few and many experts, and numbers of them that are no power of two."""
+    found = []
+    for size in _SIZES if card.real else ((7, 2),):
+        found += [_judged(card, _PLAIN[0], size, torch.bfloat16, masked=False)]
+        found += [_judged(card, _PLAIN[1], size, torch.float32, masked=False)]
+    return first(*found)
+
+
+def _judged(card: Card, rule: Rule, size: tuple[int, int], dtype: torch.dtype, *, masked: bool) -> Verdict:
+    num_experts, top_k = size
+    logits_TE = hostile_logits(num_experts, dtype, repeats=32 if card.real else 1)
+    bias_E = 0.5 * torch.linspace(-1, 1, num_experts).sin() if rule.biased else None
+    mask_T = torch.arange(len(logits_TE)) % 7 != 6 if masked else None
+    inputs = (logits_TE, bias_E, mask_T)
+    placed = [None if part is None else part.to(card.place.device) for part in inputs]
+    verdict = _verdict(rule, inputs, placed, top_k)
+    return None if verdict is None else f"{verdict}, for {rule} at E={num_experts} K={top_k} {dtype}, masked: {masked}"
 
 
 def _verdict(rule: Rule, inputs: tuple[Tensor | None, ...], placed: list[Tensor | None], top_k: int) -> Verdict:
