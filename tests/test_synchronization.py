@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from no_waiting import Waits, nothing_waits
 from torch import Tensor
+from triton_support import ON_TRITON, only_on_triton
 
 import moegate
 from moegate import recipes
@@ -16,9 +18,6 @@ from moegate.noise import LearnedNoise
 from moegate.ops.synchronization import may_look
 from moegate.routing import Routing
 from moegate.rule import RoutingRule
-
-from no_waiting import Waits, nothing_waits
-from triton_support import ON_TRITON, only_on_triton
 
 # Infinities and NaN are the interpreter's daily bread.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")

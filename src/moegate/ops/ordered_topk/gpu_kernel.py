@@ -75,7 +75,8 @@ def read_values(
         if HAS_BIAS:
             value += tl.load(bias_ptr + place, mask=real, other=0.0)
         if HAS_EXCLUDED:
-            value = tl.where(read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE), float("nan"), value)
+            excluded = read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE)
+            value = tl.where(excluded, float("nan"), value)
     return value, spoiled
 
 
@@ -226,7 +227,7 @@ def candidates_kernel(
 ):  # fmt: skip
     """At least the ``K`` greatest of one row, as at most ``CAPACITY`` keys in any order; the rest is ``LOWEST``."""
     row = tl.program_id(0).to(tl.int64)
-    if HAS_MASK:
+    if HAS_MASK:  # noqa: SIM102 - decided when the kernel is compiled
         if tl.load(mask_ptr + row) == 0:
             return
     greatest, total = 0.0, 1.0
@@ -236,8 +237,8 @@ def candidates_kernel(
     if HAS_EXCLUDED:
         excluded_ptr += row * excluded_stride_t
     keys_ptr += row * CAPACITY
-    # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to read them as one word,
-    # which would cost more than it saves, as what a thread writes are no neighbours.
+    # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to be read as one word.
+    # That would cost more than it saves, as what a thread writes are no neighbours.
     lane_l = tl.arange(0, LANES) ^ tl.program_id(1)
     place_dl = tl.arange(0, BLOCK_N // LANES)[:, None] * LANES + lane_l[None, :]
     value_dl, spoiled_dl = read_values(
@@ -257,9 +258,8 @@ def candidates_kernel(
         tl.store(spoiled_ptr + row, tl.max(tl.max(spoiled_dl.to(tl.int32), axis=0), axis=0))
 
     threshold = reached_by(rank_l, K)
-    found = write_reaching(
-        value_dl, place_dl, num_values, threshold, keys_ptr, tl.full((), 0, tl.int32), CAPACITY
-    )  # fmt: skip
+    none = tl.full((), 0, tl.int32)
+    found = write_reaching(value_dl, place_dl, num_values, threshold, keys_ptr, none, CAPACITY)
     if not IN_ONE_BLOCK:
         for start in range(BLOCK_N, num_values, BLOCK_N):
             next_dl, _ = read_values(
@@ -285,9 +285,7 @@ def candidates_kernel(
 
 
 @triton.jit
-def sorted_keys_kernel(
-    keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr
-):
+def sorted_keys_kernel(keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr):
     """The indices of the ``K`` greatest keys of ``BLOCK_T`` rows, in order."""
     row_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slot_c = tl.arange(0, CAPACITY)

@@ -129,7 +129,8 @@ def topk_of_long_rows(
             values, ranking.excluded, ranking.bias, ranking.mask, ranking.softmax, keys, spoiled,
             num_values, *values.stride(), *ranking.strides(), k,
             HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, BLOCK_N=sizes.block,
-            IN_ONE_BLOCK=num_values <= sizes.block, CAPACITY=sizes.capacity, num_warps=sizes.num_warps, **ranking.switches(),
+            IN_ONE_BLOCK=num_values <= sizes.block, CAPACITY=sizes.capacity, num_warps=sizes.num_warps,
+            **ranking.switches(),
         )  # fmt: skip
     _put_in_order(keys, index)
     return spoiled

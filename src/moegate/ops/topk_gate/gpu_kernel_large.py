@@ -1,7 +1,7 @@
 """What the gate beyond one tile is made of, besides top-k: what a softmax knows of its row, groups, and weights.
 
-Names ending in letters give the axes: ``t`` tokens of the program, ``e`` experts, ``g`` groups, ``s`` experts of a group,
-``k`` slots.
+Names ending in letters give the axes: ``t`` tokens of the program, ``e`` experts, ``g`` groups, ``s`` experts of a
+group, ``k`` slots.
 """
 
 import triton
@@ -18,7 +18,7 @@ def row_statistics_kernel(
 ):  # fmt: skip
     """Of one token: the greatest logit and the total of the portable softmax; the logsumexp in float64."""
     token = tl.program_id(0).to(tl.int64)
-    if HAS_MASK:
+    if HAS_MASK:  # noqa: SIM102 - decided when the kernel is compiled
         if tl.load(mask_ptr + token) == 0:
             if WITH_LOGSUMEXP:
                 tl.store(logsumexp_ptr + token, tl.full((), 0.0, tl.float64))
