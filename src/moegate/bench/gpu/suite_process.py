@@ -19,6 +19,7 @@ from moegate.bench.gpu.timing import Effort
 from moegate.bench.machine import circumstances
 from moegate.bench.results import Row
 
+INTERRUPTED = 130
 GO_ON = 75
 """The exit status of a process that can't go on, while the next one can."""
 REHEARSAL_EFFORT = Effort(graph_us=1.0, most_calls=4, seconds=0.0, rounds=(1, 1), wake_seconds=0.0)
@@ -66,8 +67,7 @@ class SuiteRun:
         except Spoiled:
             raise
         except Exception as error:  # of the case as a whole, such as memory that does not suffice
-            if self._card.real:
-                self._after(error)
+            self._after(error)
             row = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
         gc.collect()
         self._card.release()
@@ -136,6 +136,8 @@ def main(arguments: list[str]) -> int:
     except Spoiled as reason:
         print(f"The process can't go on: {reason}", flush=True)
         return GO_ON
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
