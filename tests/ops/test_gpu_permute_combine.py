@@ -19,10 +19,14 @@ OPERATORS = torch.ops.moegate
 OUTSIDE = (-2, -(2**31), -(2**63), 2**31, 2**40, 2**63 - 1)
 
 
+# Others are as large for the interpreter as they say, and smaller here in cases of their own.
+SMALL = [size for size in SIZES if size not in {"prime", "many slots", "dropped"}]
+
+
 @only_on_triton
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SMALL)
 def test_against_numpy(size: str) -> None:
-    check_all("triton", size, DTYPES[list(SIZES).index(size) % len(DTYPES)])
+    check_all("triton", size, DTYPES[SMALL.index(size) % len(DTYPES)])
 
 
 @only_on_triton
@@ -64,7 +68,7 @@ def test_slots_beyond_those_that_are_taken_at_once(top_k: int) -> None:
 
 
 @only_on_triton
-@pytest.mark.parametrize("width", [1, 16, 127, 1024, 1025])
+@pytest.mark.parametrize("width", [1, 16, 128, 513])
 def test_narrow_and_wide_rows(width: int) -> None:
     """Several tokens in a program, one piece of a row, exactly one, and more."""
     places = dispatch_plan(torch.tensor([[0, 2], [1, -1], [2, 2]]), 3, alignment=2)
@@ -180,9 +184,9 @@ def everything(hidden: Tensor, rows: Tensor, weights: Tensor, places: Places) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_narrow_value_comes_through(dtype: torch.dtype) -> None:
     """Exactly, subnormals included, and infinities and NaN as such; by a copy and by a product with 1."""
-    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(32, 2048)
-    places = dispatch_plan(torch.zeros(32, 1, dtype=torch.int64), 1)
-    ways, ones = (places.slot, places.inverse), torch.ones(32, 1)
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(16, 4096)
+    places = dispatch_plan(torch.zeros(16, 1, dtype=torch.int64), 1)
+    ways, ones = (places.slot, places.inverse), torch.ones(16, 1)
     assert equal(OPERATORS.permute(values, *ways, None), values)
     assert equal(OPERATORS.permute(values, *ways, -ones), -values)
     assert equal(OPERATORS.combine(values, *ways, -ones), 0 - values)
@@ -191,7 +195,7 @@ def test_every_narrow_value_comes_through(dtype: torch.dtype) -> None:
 @only_on_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_token_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
-    tokens, top_k, num_experts = 13, 3, 5
+    tokens, top_k, num_experts = 9, 3, 5
     index = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
     hidden, weights = torch.randn(tokens, 67).to(dtype), torch.rand(tokens, top_k).to(wide(dtype))
     outputs = torch.randn(tokens, num_experts, 67).to(dtype)
@@ -205,7 +209,7 @@ def test_a_token_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
 
     whole = run(0, tokens)
     assert all(again.equal(once) for again, once in zip(run(0, tokens), whole, strict=True))
-    for first, last in ((0, 1), (6, 7), (2, 9)):
+    for first, last in ((0, 1), (4, 5), (2, 9)):
         for part, values in zip(run(first, last), whole, strict=True):
             assert part.equal(values[first:last])
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from moegate.ops.gpu.rounding import rounded
+from moegate.ops.gpu.rounding import rounded, widened
 from moegate.ops.permute.gpu_kernel import weight_of
 
 
@@ -24,7 +24,7 @@ def piece_of(values_ptr, row_t, used_t, column_d, width, stride_t, stride_d):
 @triton.jit
 def with_term(sum_td, row_td, weight_t, used_t, HAS_WEIGHTS: tl.constexpr):
     """The sum and one more slot's row, multiplied and added in the type of the sum; without a row, the sum."""
-    term_td = row_td.to(sum_td.dtype)
+    term_td = widened(row_td, sum_td.dtype)
     if HAS_WEIGHTS:
         term_td *= weight_t[:, None]
     return tl.where(used_t[:, None], sum_td + term_td, sum_td)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from moegate.ops.combine.gpu_kernel import piece_of, row_of, with_term, write_tokens
+from moegate.ops.gpu.rounding import widened
 from moegate.ops.permute.gpu_kernel import reached_rows, weight_of, weighted, write_unreached_rows
 
 
@@ -17,7 +18,7 @@ def with_dots(dots_tk, step: tl.constexpr, row_td, hidden_td, used_t):
     """The dot products so far, those of one slot with those of a piece."""
     # The token of a slot without a row may be infinite.
     hidden_td = tl.where(used_t[:, None], hidden_td, 0.0)
-    dot_t = tl.sum(row_td.to(dots_tk.dtype) * hidden_td.to(dots_tk.dtype), axis=1)
+    dot_t = tl.sum(widened(row_td, dots_tk.dtype) * widened(hidden_td, dots_tk.dtype), axis=1)
     is_step_k = tl.arange(0, dots_tk.shape[1]) == step
     return tl.where(is_step_k[None, :], dots_tk + dot_t[:, None], dots_tk)
 
