@@ -32,6 +32,8 @@ def plan_by(implementation: str, index: Tensor, num_experts: int, **options: Any
 def call(implementation: str, *arguments: Any) -> tuple[Tensor, ...]:
     if implementation == "reference":
         return OPERATOR._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)
+    if implementation == "triton":
+        return OPERATOR(*arguments)
     with forced_isa(implementation):
         return OPERATOR(*arguments)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moegate.ops.dispatch_plan import gpu_tiles
 from moegate.ops.dispatch_plan.gpu_kernel import count_kernel, place_kernel, plan_kernel
 from moegate.ops.dispatch_plan.gpu_sort import plan_by_sorting
 from moegate.ops.dispatch_plan.gpu_tiles import MOST_BINS, Tiles, plan_tiles
@@ -37,8 +38,7 @@ def plan_by_counting(
     offsets_E = torch.empty_like(counts_E)
     slot_R = counts_E.new_empty(num_rows)
     inverse_TK = counts_E.new_empty(index_TK.shape)
-    # Numbers of slots and of rows; of int64 a GPU needs twice the instructions.
-    count_type = torch.int64 if max(num_slots, num_rows) >= 2**31 else torch.int32
+    count_type = torch.int32 if max(num_slots, num_rows) < gpu_tiles.NARROW else torch.int64
     digits = num_experts.bit_length()
     words = counts_E.new_empty(tiles.num_blocks * tiles.block_n // 2, dtype=torch.int32)
     before_BE = counts_E.new_empty(tiles.num_blocks, num_experts, dtype=count_type)
