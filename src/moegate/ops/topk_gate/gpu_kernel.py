@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from moegate.ops.gpu.portable import portable_sigmoid, portable_softmax, portable_sqrt_softplus
-from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, greatest_keys, index_of, keys_of, ordered
+from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, keys_of, ordered, places_in_order
 from moegate.ops.gpu.rough_ranking import (
     LOWEST_KEY,
     greatest_of_columns,
@@ -251,8 +251,7 @@ def exactly_chosen(
     if GROUPED:
         kept_tg = exact_groups(scores_te if BY_TOP2_SUM else ranking_te, real_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G)
         rank_te = tl.where(of_group(kept_tg, BLOCK_G * BLOCK_S), rank_te, EXCLUDED)
-    place_tk = index_of(greatest_keys(keys_of(rank_te, place_e[None, :]), K, BLOCK_K))
-    return place_tk, tl.max((z_e != z_e).to(tl.int32), axis=0)
+    return places_in_order(rank_te, place_e[None, :], K, BLOCK_K), tl.max((z_e != z_e).to(tl.int32), axis=0)
 
 
 @triton.jit

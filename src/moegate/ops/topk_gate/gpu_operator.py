@@ -21,6 +21,7 @@ _MOST_ROUNDS = 32  # experts that are chosen one after another; more of them are
 _LARGEST_SORTED_TILE = 512
 _MOST_GROUPS = 32  # of which rough keys choose
 _MOST_SLOTS = 2048  # of a gradient, all of which a program holds
+_LANES_OF_A_WARP = 1024  # that fit its registers
 _PROGRAMS_TO_FILL_A_DEVICE = 512
 _APPROXIMATED = ("softmax", "sigmoid", "sqrt_softplus")
 _ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}  # the lowest of such a number as float32
@@ -44,8 +45,8 @@ class Tile(NamedTuple):
 def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options) -> Tile | None:
     """The tile of a gate: a plain function of its sizes; None where a row is too large for one.
 
-    A warp holds whole rows, so that reductions stay in registers: several, whose weights keep all lanes of the warp
-    busy, or one where there are too few rows to fill a device, for that is done soonest.
+    A warp holds whole rows, so that reductions stay in its registers, as long as these suffice: several rows, whose
+    weights keep all lanes of the warp busy, or one where there are too few to fill a device, for that is done soonest.
     """
     num_groups = options.num_groups if options.groups_kept < options.num_groups else 1
     group_size = num_experts // num_groups
@@ -59,7 +60,7 @@ def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options)
         block_t //= 2
     # So many that hardly ever more than three of the chosen lie in one.
     columns = min(block_e, 4 * triton.next_power_of_2(max(top_k, 8))) if by_rough_keys else 0
-    num_warps = 1 if block_e <= 2048 else 2
+    num_warps = max(1, block_e // _LANES_OF_A_WARP)
     return Tile(
         NUM_GROUPS=num_groups,
         GROUP_SIZE=group_size,
@@ -208,5 +209,6 @@ def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
         BLOCK_E=block_e,
         BLOCK_K=_slots(top_k, block_t, num_warps),
         num_warps=num_warps,
+        enable_fp_fusion=True,
     )
     return grad_TE
