@@ -104,11 +104,36 @@ def read_ranks(
 
 
 @triton.jit
-def lane_ranks(value_dl):
+def read_block(
+    row_ptr, excluded_ptr, bias_ptr, place_l, num_values, stride_n, excluded_stride_n, greatest, total,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):  # fmt: skip
+    """``DEPTH`` values of each lane, ``place_l`` and as many lanes behind it; and whether any of a lane's is NaN."""
+    values = ()
+    spoiled_l = place_l != place_l
+    for d in tl.static_range(DEPTH):
+        value_l, is_nan_l = read_values(
+            row_ptr, excluded_ptr, bias_ptr, place_l + d * place_l.shape[0], num_values, stride_n, excluded_stride_n,
+            greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+        )  # fmt: skip
+        values = values + (value_l,)  # noqa: PLR6104, RUF005 - the language has no other way
+        spoiled_l = spoiled_l | is_nan_l
+    return values, spoiled_l
+
+
+@triton.jit
+def lane_ranks(values, DEPTH: tl.constexpr):
     """The rank of the greatest value of each lane; NaN counts as ``-inf``."""
-    if value_dl.dtype == tl.int32:
-        return tl.max(value_dl, axis=0)
-    return ordered(tl.max(tl.maximum(value_dl, -float("inf")), axis=0))
+    if values[0].dtype == tl.int32:
+        rank_l = values[0]
+        for d in tl.static_range(1, DEPTH):
+            rank_l = tl.maximum(rank_l, values[d])
+        return rank_l
+    greatest_l = tl.maximum(values[0], -float("inf"))
+    for d in tl.static_range(1, DEPTH):
+        greatest_l = tl.maximum(greatest_l, values[d])
+    return ordered(greatest_l)
 
 
 @triton.jit
@@ -149,40 +174,43 @@ def reached_by(rank_l, K):
 
 
 @triton.jit
-def write_reaching(value_dl, place_dl, num_values, threshold, keys_ptr, found, CAPACITY: tl.constexpr):
+def write_reaching(
+    values, place_l, num_values, threshold, keys_ptr, found, DEPTH: tl.constexpr, CAPACITY: tl.constexpr
+):
     """Writes the keys of the values that reach a rank behind those found before, lane by lane; returns how many are
     found now."""
-    taken_dl = reaches(value_dl, place_dl, num_values, threshold).to(tl.int32)
-    within_dl = tl.cumsum(taken_dl, axis=0)
-    count_l = tl.sum(taken_dl, axis=0)
-    before_l = found + tl.cumsum(count_l, axis=0) - count_l
-    target_dl = before_l[None, :] + within_dl - 1
-    tl.store(
-        keys_ptr + target_dl, keys_of(rank_of_number(value_dl), place_dl), mask=(taken_dl > 0) & (target_dl < CAPACITY)
-    )
+    count_l = tl.full(place_l.shape, 0, tl.int32)
+    for d in tl.static_range(DEPTH):
+        count_l += reaches(values[d], place_l + d * place_l.shape[0], num_values, threshold).to(tl.int32)
+    target_l = found + tl.cumsum(count_l, axis=0) - count_l
+    for d in tl.static_range(DEPTH):
+        own_l = place_l + d * place_l.shape[0]
+        taken_l = reaches(values[d], own_l, num_values, threshold)
+        key_l = keys_of(rank_of_number(values[d]), own_l)
+        tl.store(keys_ptr + target_l, key_l, mask=taken_l & (target_l < CAPACITY))
+        target_l += taken_l.to(tl.int32)
     return found + tl.sum(count_l, axis=0)
 
 
 @triton.jit
 def exact_threshold(
     row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total, least, most, K,
-    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    lane_l, SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
     """As ``reached_by``, of a whole row, between two ranks; and at most as many as lie above it."""
     above = tl.full((), 0, tl.int32)
     # Too many candidates are mostly the equals of the first threshold, so what lies next to it is asked first.
     middle = least + 1
     while least < most:
-        count_n = tl.full((BLOCK_N,), 0, tl.int32)
-        for start in range(0, num_values, BLOCK_N):
-            place_n = start + tl.arange(0, BLOCK_N)
-            rank_n, _ = read_ranks(
-                row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
+        count_l = tl.full(lane_l.shape, 0, tl.int32)
+        for start in range(0, num_values, lane_l.shape[0]):
+            place_l = start + lane_l
+            rank_l, _ = read_ranks(
+                row_ptr, excluded_ptr, bias_ptr, place_l, num_values, stride_n, excluded_stride_n,
                 greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
             )  # fmt: skip
-            count_n += ((place_n < num_values) & (rank_n >= middle)).to(tl.int32)
-        count = tl.sum(count_n, axis=0)
+            count_l += ((place_l < num_values) & (rank_l >= middle)).to(tl.int32)
+        count = tl.sum(count_l, axis=0)
         above = tl.where(count < K, count, above)
         most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
         least = tl.where(count >= K, middle, least)
@@ -193,27 +221,27 @@ def exact_threshold(
 @triton.jit
 def write_first(
     row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-    threshold, ties,
+    threshold, ties, lane_l,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, CAPACITY: tl.constexpr,
+    CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """Writes the keys of the elements that reach a rank, of its equals the first few; returns how many there are."""
     found = tl.full((), 0, tl.int32)
     equal_before = tl.full((), 0, tl.int32)
-    for start in range(0, num_values, BLOCK_N):
-        place_n = start + tl.arange(0, BLOCK_N)
-        rank_n, _ = read_ranks(
-            row_ptr, excluded_ptr, bias_ptr, place_n, num_values, stride_n, excluded_stride_n,
+    for start in range(0, num_values, lane_l.shape[0]):
+        place_l = start + lane_l
+        rank_l, _ = read_ranks(
+            row_ptr, excluded_ptr, bias_ptr, place_l, num_values, stride_n, excluded_stride_n,
             greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
-        taken_n = (place_n < num_values) & (rank_n >= threshold)
-        equal_n = (taken_n & (rank_n == threshold)).to(tl.int32)
-        early_n = equal_before + tl.cumsum(equal_n, axis=0) <= ties
-        equal_before += tl.sum(equal_n, axis=0)
-        taken_n = taken_n & ((equal_n == 0) | early_n)
-        target_n = found + tl.cumsum(taken_n.to(tl.int32), axis=0) - 1
-        tl.store(keys_ptr + target_n, keys_of(rank_n, place_n), mask=taken_n & (target_n < CAPACITY))
-        found += tl.sum(taken_n.to(tl.int32), axis=0)
+        taken_l = (place_l < num_values) & (rank_l >= threshold)
+        equal_l = (taken_l & (rank_l == threshold)).to(tl.int32)
+        early_l = equal_before + tl.cumsum(equal_l, axis=0) <= ties
+        equal_before += tl.sum(equal_l, axis=0)
+        taken_l = taken_l & ((equal_l == 0) | early_l)
+        target_l = found + tl.cumsum(taken_l.to(tl.int32), axis=0) - 1
+        tl.store(keys_ptr + target_l, keys_of(rank_l, place_l), mask=taken_l & (target_l < CAPACITY))
+        found += tl.sum(taken_l.to(tl.int32), axis=0)
     return found
 
 
@@ -240,33 +268,33 @@ def candidates_kernel(
     # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to be read as one word.
     # That would cost more than it saves, as what a thread writes are no neighbours.
     lane_l = tl.arange(0, LANES) ^ tl.program_id(1)
-    place_dl = tl.arange(0, BLOCK_N // LANES)[:, None] * LANES + lane_l[None, :]
-    value_dl, spoiled_dl = read_values(
-        row_ptr, excluded_ptr, bias_ptr, place_dl, num_values, stride_n, excluded_stride_n,
-        greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+    DEPTH: tl.constexpr = BLOCK_N // LANES
+    values, spoiled_l = read_block(
+        row_ptr, excluded_ptr, bias_ptr, lane_l, num_values, stride_n, excluded_stride_n,
+        greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
     )  # fmt: skip
-    rank_l = lane_ranks(value_dl)
+    rank_l = lane_ranks(values, DEPTH)
     if not IN_ONE_BLOCK:
         for start in range(BLOCK_N, num_values, BLOCK_N):
-            next_dl, next_spoiled_dl = read_values(
-                row_ptr, excluded_ptr, bias_ptr, start + place_dl, num_values, stride_n, excluded_stride_n,
-                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            others, spoiled_too_l = read_block(
+                row_ptr, excluded_ptr, bias_ptr, start + lane_l, num_values, stride_n, excluded_stride_n,
+                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
             )  # fmt: skip
-            rank_l = tl.maximum(rank_l, lane_ranks(next_dl))
-            spoiled_dl = spoiled_dl | next_spoiled_dl
+            rank_l = tl.maximum(rank_l, lane_ranks(others, DEPTH))
+            spoiled_l = spoiled_l | spoiled_too_l
     if WITH_SPOILED:
-        tl.store(spoiled_ptr + row, tl.max(tl.max(spoiled_dl.to(tl.int32), axis=0), axis=0))
+        tl.store(spoiled_ptr + row, tl.max(spoiled_l.to(tl.int32), axis=0))
 
     threshold = reached_by(rank_l, K)
     none = tl.full((), 0, tl.int32)
-    found = write_reaching(value_dl, place_dl, num_values, threshold, keys_ptr, none, CAPACITY)
+    found = write_reaching(values, lane_l, num_values, threshold, keys_ptr, none, DEPTH, CAPACITY)
     if not IN_ONE_BLOCK:
         for start in range(BLOCK_N, num_values, BLOCK_N):
-            next_dl, _ = read_values(
-                row_ptr, excluded_ptr, bias_ptr, start + place_dl, num_values, stride_n, excluded_stride_n,
-                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            others, _ = read_block(
+                row_ptr, excluded_ptr, bias_ptr, start + lane_l, num_values, stride_n, excluded_stride_n,
+                greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
             )  # fmt: skip
-            found = write_reaching(next_dl, start + place_dl, num_values, threshold, keys_ptr, found, CAPACITY)
+            found = write_reaching(others, start + lane_l, num_values, threshold, keys_ptr, found, DEPTH, CAPACITY)
     if (found < K) | (found > CAPACITY):
         # Too few: what is missing are NaN, or excluded. Too many: equal values. What has been written is written over.
         tl.debug_barrier()
@@ -274,11 +302,11 @@ def candidates_kernel(
         most = tl.where(found < K, EXCLUDED + 1, tl.max(rank_l, axis=0))
         threshold, above = exact_threshold(
             row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            least, most, K, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES,
+            least, most, K, lane_l, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
         found = write_first(
             row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            threshold, K - above, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, LANES, CAPACITY,
+            threshold, K - above, lane_l, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, CAPACITY,
         )  # fmt: skip
     target_c = tl.arange(0, CAPACITY)
     tl.store(keys_ptr + target_c, tl.full((CAPACITY,), LOWEST, tl.int64), mask=target_c >= found)

@@ -16,7 +16,7 @@ from moegate.ops.ordered_topk.gpu_kernel import (
 from moegate.ops.ordered_topk.reference import ordered_topk_reference
 
 _LARGEST_ROUNDS = (16, 1024)  # k, elements
-_LARGEST_K_OF_CANDIDATES = 4096
+_LARGEST_K_OF_CANDIDATES = 2048
 _LARGEST_SORT_OF_A_PROGRAM = 512
 
 
@@ -162,7 +162,7 @@ def sizes_for(num_values: int, k: int) -> Sizes:
         warps = 4
     else:
         warps = 16 if num_values > 16384 else 8
-    lanes = max(128 * warps, min(4 * places, 8192))
+    lanes = max(128 * warps, min(4 * places, 4096))
     whole = triton.next_power_of_2(num_values)
     block = whole if whole <= 1024 * warps else 512 * warps
     return Sizes(lanes=lanes, block=max(lanes, block), capacity=max(16, 2 * places), num_warps=warps)
