@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := lab,hf,gguf,lightning,tensorboard,dev,docs
+EXTRAS := gpu,lab,hf,gguf,lightning,tensorboard,dev,docs
 
 # What is benchmarked and what it is compared with; a peer's operators are those of this version.
 BENCH ?= all
