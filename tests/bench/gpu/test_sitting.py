@@ -116,6 +116,11 @@ def test_an_interruption_keeps_what_there_is(tmp_path):
     assert "| a | **right** |" in (tmp_path / "out" / "cuda.md").read_text()
 
 
+def test_only_suites_with_a_wanted_case_get_a_process(sit):
+    _, rows, _, _ = sit("pass", suites=("gate", "plan", "decode"), only=("plan T=1 ",))
+    assert [row["suite"] for row in rows] == ["plan"]
+
+
 def test_which_suites():
     assert chosen_suites("all") == tuple(SUITES)
     assert chosen_suites("plan") == ("plan",)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moegate.bench.gpu.entries import SHARES, SUITES
 from moegate.bench.gpu.notebook import FILE, Notebook
-from moegate.bench.gpu.suite_process import INTERRUPTED
+from moegate.bench.gpu.suite_process import INTERRUPTED, keys, wanted
 from moegate.bench.gpu.tables import failures, report
 
 SECONDS = 420.0
@@ -58,9 +58,10 @@ class Sitting:
     def run(self) -> int:
         """The exit status: 0, 1 when something of moegate is wrong or failed, 130 when it was interrupted."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        owed = sum(SHARES[suite] for suite in self.plan.suites)
+        suites = wanted_suites(self.plan.suites, self.plan.only)
+        owed = sum(SHARES[suite] for suite in suites)
         try:
-            for suite in self.plan.suites:
+            for suite in suites:
                 left = max(0.0, self._end - time.monotonic())
                 self._say(f"== {suite}: {SUITES[suite]}")
                 self._run_suite(suite, left * SHARES[suite] / owed)
@@ -142,6 +143,16 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def wanted_suites(suites: Sequence[str], only: tuple[str, ...]) -> list[str]:
+    """The suites with a case or a check that one of the texts is in; all of them without a text.
+
+    Example:
+        >>> wanted_suites(tuple(SUITES), ("decode bf16 T=1 ",))
+        ['decode']
+    """
+    return [suite for suite in suites if any(wanted(suite, key, only) for key in keys(suite))]
 
 
 def chosen_suites(name: str) -> Sequence[str]:
