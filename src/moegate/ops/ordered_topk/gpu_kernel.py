@@ -75,7 +75,9 @@ def read_values(
         if HAS_BIAS:
             value += tl.load(bias_ptr + place, mask=real, other=0.0)
         if HAS_EXCLUDED:
-            value = tl.where(read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE), float("nan"), value)
+            value = tl.where(
+                read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE), float("nan"), value
+            )
     return value, spoiled
 
 
@@ -285,9 +287,7 @@ def candidates_kernel(
 
 
 @triton.jit
-def sorted_keys_kernel(
-    keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr
-):
+def sorted_keys_kernel(keys_ptr, index_ptr, num_rows, K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_T: tl.constexpr):
     """The indices of the ``K`` greatest keys of ``BLOCK_T`` rows, in order."""
     row_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slot_c = tl.arange(0, CAPACITY)

@@ -190,7 +190,9 @@ def of_group(values_tg, BLOCK_E: tl.constexpr):
     """``[t, e]``: what holds for the group of each lane."""
     BLOCK_T: tl.constexpr = values_tg.shape[0]
     BLOCK_G: tl.constexpr = values_tg.shape[1]
-    return tl.reshape(tl.broadcast_to(values_tg[:, :, None], (BLOCK_T, BLOCK_G, BLOCK_E // BLOCK_G)), (BLOCK_T, BLOCK_E))
+    return tl.reshape(
+        tl.broadcast_to(values_tg[:, :, None], (BLOCK_T, BLOCK_G, BLOCK_E // BLOCK_G)), (BLOCK_T, BLOCK_E)
+    )
 
 
 @triton.jit

@@ -100,7 +100,11 @@ def _gate(
         return found
     parameters = tile._asdict()
     ranks_scores = bias_E is not None or mode.ranks_scores
-    exact_bits = 0 if ranks_scores and (bias_E is not None or mode.score in _APPROXIMATED) else _ZERO_BITS.get(logits_TE.dtype, 0)
+    exact_bits = (
+        0
+        if ranks_scores and (bias_E is not None or mode.score in _APPROXIMATED)
+        else _ZERO_BITS.get(logits_TE.dtype, 0)
+    )
     topk_gate_kernel[(triton.cdiv(num_tokens, tile.BLOCK_T),)](
         logits_TE, None if bias_E is None else bias_E.contiguous(), None if token_mask_T is None else token_mask_T.contiguous(),
         *found, num_tokens, *logits_TE.stride(), float(options.scale),
@@ -133,6 +137,8 @@ def _empty_statistics(logits_TE: Tensor, top_k: int, mode: Mode, with_chosen: bo
         logsumexp=torch.empty(num_tokens if mode.with_logsumexp else 0, dtype=torch.float64, device=device),
         chosen=torch.empty(num_tokens if with_chosen else 0, top_k, dtype=torch.float32, device=device),
     )
+
+
 def topk_gate_backward(
     grad_weights, grad_logsumexp, grad_chosen, index, chosen, logsumexp, logits, num_experts, dtype, eps, scale, mode
 ):
@@ -172,5 +178,3 @@ def topk_gate_backward(
         BLOCK_K=triton.next_power_of_2(K),
     )
     return out
-
-
