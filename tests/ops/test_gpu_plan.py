@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from no_waiting import nothing_waits
-from test_dispatch_plan import CASES, OPTIONS, as_lists, by_sorting, drawn, expected
+from test_dispatch_plan import CASES, OPTIONS, as_lists, by_sorting, drawn, expected, untrimmed
 from torch import Tensor
 from triton_support import only_on_triton
 
@@ -43,14 +43,6 @@ def plan_on(way: str, index: Tensor, num_experts: int, **options: Any) -> Places
         num_blocks = -(-index.numel() // block_n)
         tiles = Tiles(block_n, tiles.block_e, block_g, group_size, num_blocks, num_parts, 4, 4)
     return Places(*plan_by_counting(index, num_experts, *rule, num_rows, tiles))
-
-
-def untrimmed(index: Tensor, num_experts: int, **options: Any) -> tuple[Any, ...]:
-    """What the lists say, with as many rows as there can be."""
-    capacity = options.get("capacity")
-    rule = options.get("alignment", 1), -1 if capacity is None else capacity, options.get("fill", False)
-    counts, offsets, rows, inverse = expected(index, num_experts, **options)
-    return counts, offsets, rows + [-1] * (most_rows(index.numel(), num_experts, *rule) - len(rows)), inverse
 
 
 every_way = pytest.mark.parametrize("way", [*WAYS, "sorted"])
@@ -97,7 +89,9 @@ def test_every_digit_tells_experts_apart(way: str, num_experts: int) -> None:
 
 
 @only_on_triton
-@pytest.mark.parametrize("make", [lambda: drawn(523, 5, 257), lambda: torch.full((1301, 2), 256), lambda: drawn(1, 2003, 257)])
+@pytest.mark.parametrize(
+    "make", [lambda: drawn(523, 5, 257), lambda: torch.full((1301, 2), 256), lambda: drawn(1, 2003, 257)]
+)
 @pytest.mark.parametrize("capacity", [None, 5])
 def test_as_many_slots_as_take_two_launches(make: Callable[[], Tensor], capacity: int | None) -> None:
     index = make()
@@ -137,9 +131,7 @@ def test_the_sizes_fit(num_slots: int, num_experts: int) -> None:
     ("tokens", "top_k", "num_experts", "launches"),
     [(1, 8, 128, 1), (64, 8, 256, 1), (64, 16, 256, 1), (257, 4, 32, 2), (5, 4, MOST_BINS + 1, 0), (0, 4, 8, 1)],
 )
-def test_launches(
-    tokens: int, top_k: int, num_experts: int, launches: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launches(tokens: int, top_k: int, num_experts: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for a decoding step; and nothing that makes Python wait."""
     from triton.runtime.interpreter import GridExecutor
 

@@ -12,9 +12,7 @@ from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 Plan = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def dispatch_plan(
-    index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool
-) -> Plan:
+def dispatch_plan(index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool) -> Plan:
     """``moegate::dispatch_plan``; only ``trim`` waits for the device."""
     check_plan_arguments(index_TK, num_experts, alignment, capacity, fill)
     num_rows = most_rows(index_TK.numel(), num_experts, alignment, capacity, fill)
@@ -49,7 +47,7 @@ def plan_by_counting(
     # Contiguous, the indices are one row of slots.
     layout = (1, 1, 0) if index_TK.is_contiguous() else (index_TK.shape[1], *index_TK.stride())
     problem = (num_slots, num_experts, *layout)
-    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e}
+    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e, "enable_fp_fusion": False}
     outputs = counts_E, offsets_E, slot_R, inverse_TK
     if tiles.num_groups == 1:
         plan_kernel[(1,)](
