@@ -21,10 +21,10 @@ _LARGEST_SORT_OF_A_PROGRAM = 512
 
 
 class Sizes(NamedTuple):
-    """How the rows are gone through: ``block`` elements at a time, ``lanes`` side by side; room for the candidates."""
+    """How rows are gone through: ``lanes`` elements side by side, ``depth`` times at once; room for the candidates."""
 
     lanes: int
-    block: int
+    depth: int
     capacity: int
     num_warps: int
 
@@ -128,8 +128,8 @@ def topk_of_long_rows(
         candidates_kernel[(num_rows,)](
             values, ranking.excluded, ranking.bias, ranking.mask, ranking.softmax, keys, spoiled,
             num_values, *values.stride(), *ranking.strides(), k,
-            HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, BLOCK_N=sizes.block,
-            IN_ONE_BLOCK=num_values <= sizes.block, CAPACITY=sizes.capacity, num_warps=sizes.num_warps,
+            HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, DEPTH=sizes.depth,
+            IN_ONE_BLOCK=num_values <= sizes.lanes * sizes.depth, CAPACITY=sizes.capacity, num_warps=sizes.num_warps,
             **ranking.switches(),
         )  # fmt: skip
     _put_in_order(keys, index)
@@ -163,9 +163,10 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     else:
         warps = 16 if num_values > 16384 else 8
     lanes = max(128 * warps, min(4 * places, 4096))
-    whole = triton.next_power_of_2(num_values)
-    block = whole if whole <= 1024 * warps else 512 * warps
-    return Sizes(lanes=lanes, block=max(lanes, block), capacity=max(16, 2 * places), num_warps=warps)
+    depth = triton.cdiv(num_values, lanes)
+    if lanes * depth > 1024 * warps:
+        depth = max(1, 512 * warps // lanes)
+    return Sizes(lanes=lanes, depth=depth, capacity=max(16, 2 * places), num_warps=warps)
 
 
 def _check(values: Tensor, k: int, excluded: Tensor | None) -> None:
