@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := lab,hf,gguf,lightning,tensorboard,dev,docs
+EXTRAS := gpu,lab,hf,gguf,lightning,tensorboard,dev,docs
 
 # What is benchmarked and what it is compared with; a peer's operators are those of this version.
 BENCH ?= all
@@ -55,7 +55,7 @@ test-reference: $(STAMP) ## routing, dispatch and layers once more without the c
 test-triton: $(STAMP) ## the operators and the contract once more on Triton's interpreter; compile the kernels for GPUs
 	OMP_NUM_THREADS=1 MOEGATE_KERNEL=triton TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS) \
 	  tests/ops tests/contract tests/test_routing.py tests/test_fusion.py tests/test_layer.py \
-	  tests/test_synchronization.py
+	  tests/test_synchronization.py tests/test_gpu_path.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
 
 sanitize: $(STAMP) ## the tests of the kernels under the address and undefined-behaviour sanitizers

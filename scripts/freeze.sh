@@ -13,6 +13,6 @@ trap 'rm -rf "$place"' EXIT
 
 "${PYTHON:-python3}" -m venv "$place"
 "$place/bin/pip" install --quiet "$torch_pin" numpy scikit-build-core cmake ninja
-"$place/bin/pip" install --quiet --no-build-isolation --editable '.[lab,hf,gguf,lightning,tensorboard,dev,docs]'
+"$place/bin/pip" install --quiet --no-build-isolation --editable '.[gpu,lab,hf,gguf,lightning,tensorboard,dev,docs]'
 pins=$("$place/bin/pip" freeze --exclude-editable | sed 's/+cpu$//')
 printf '%s\n' "$header" "$pins" >constraints.txt

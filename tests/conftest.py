@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import quick_interpreter
 import torch
 from triton_sanitizer import Sanitizer
 from triton_support import ON_TRITON
@@ -75,6 +76,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def sanitized_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the operators run on Triton's interpreter, look at every address that a kernel touches."""
     if ON_TRITON:
+        quick_interpreter.install(monkeypatch)
         Sanitizer(may_race=request.node.get_closest_marker("may_race") is not None).install(monkeypatch)
 
 

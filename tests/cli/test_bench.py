@@ -54,7 +54,16 @@ def rows_in(folder, name="gate"):
 def test_help_teaches(suite):
     output = run("--help")
     suites = ("gate", "plan", "layer", "topk", "ablation", "all")
-    for text in (*suites, "--threads", "--quick", "--resume", "Ctrl-C", "Examples"):
+    gpu = (
+        "--device",
+        "--all",
+        "--seconds",
+        "rehearsal",
+        "MOEGATE_PEERS",
+        "cuda.md",
+        "checks, gate, plan, layer, decode",
+    )
+    for text in (*suites, *gpu, "--threads", "--quick", "--resume", "Ctrl-C", "Examples"):
         assert text in output
 
 
@@ -190,3 +199,35 @@ def test_ctrl_c_of_a_real_run_keeps_its_rows(tmp_path):
     assert "--resume measures the rest" in output
     assert len(rows_in(tmp_path, "topk")) >= 2
     assert (tmp_path / "topk.md").exists()
+
+
+def test_a_gpu_has_a_sitting_of_its_own(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr("moegate.bench.gpu.verb.bench_on_device", lambda *where, **how: given.append((where, how)) or 0)
+    run("--device", "cuda", "--all", "--only", "plan", "-o", str(tmp_path), "--seconds", "60")
+    run("gate", "--device", "cuda")
+    assert given == [
+        (("all", "cuda"), {"seconds": 60.0, "only": "plan", "output": tmp_path}),
+        (("gate", "cuda"), {"seconds": 420.0, "only": "", "output": None}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gate", "--device", "cuda", "--threads", "1"], "--threads is an option of the CPU's benchmarks"),
+        (["gate", "--device", "cuda", "--quick"], "--quick is an option of the CPU's benchmarks"),
+        (["gate", "--device", "tpu"], "There is no device 'tpu': choose cuda, or rehearsal"),
+        (["gates", "--device", "cuda"], "choose one of checks, gate, plan, layer, decode, more, or all"),
+        (["--device", "cuda"], "Name a suite, or --all for every one"),
+        ([], "Name a suite, or --all for every one"),
+        (["gate", "--all"], "--all is every suite, and you named gate"),
+    ],
+)
+def test_what_is_refused_of_devices(arguments, said):
+    assert said in run(*arguments, code=2)
+
+
+def test_all_suites_by_the_option(processes, tmp_path):
+    run("--all", "--quick", "-o", str(tmp_path))
+    assert [command[4] for command in processes.started] == ["gate", "plan", "layer", "topk", "ablation"]

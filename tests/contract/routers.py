@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton_support import ON_TRITON
 
 import moegate
 from moegate import recipes
+from moegate.fusion import Fused, match
 from moegate.noise import LearnedNoise
 from moegate.records import Routing
 from moegate.rule import RoutingRule
@@ -57,6 +59,20 @@ RULES: dict[str, RoutingRule] = {name: recipes.get(name)() for name in recipes.n
 }
 """Their selections need no more than 8 experts; ``soft_moe`` takes the 16 logits for 8 experts of 2 slots, ``product
 keys`` for 64 experts, and those with extra classes for fewer experts."""
+
+
+def one_of_each_call(rules: dict[str, RoutingRule]) -> dict[str, RoutingRule]:
+    """The rules that are fused, one for each call of the gate: what else is in a rule is PyTorch's on every device."""
+    found: dict[Fused, str] = {}
+    for name, rule in rules.items():
+        call = match(rule)
+        if isinstance(call, Fused):
+            found.setdefault(call, name)
+    return {name: rules[name] for name in found.values()}
+
+
+if ON_TRITON:
+    RULES = one_of_each_call(RULES)
 
 
 def is_row_wise(rule: RoutingRule) -> bool:

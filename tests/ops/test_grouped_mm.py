@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton_support import not_on_triton
 
 from moegate.ops import grouped_mm, grouped_outer
 
@@ -112,6 +113,7 @@ def test_what_does_not_fit(rows: Tensor, weight: Tensor, offsets: Tensor, messag
         grouped_mm(rows, weight, offsets)
 
 
+@not_on_triton("the kernels don't wait for the offsets, and cut them to the rows")
 @pytest.mark.parametrize("ends", [[2, 1, 6], [-1, 4, 6], [2, 4, 7], [2, 4, 2**62]])
 def test_offsets_that_are_none(ends: list[int]) -> None:
     with pytest.raises(RuntimeError, match="offsets must grow from 0 to at most 6 rows"):

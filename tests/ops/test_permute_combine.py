@@ -26,6 +26,8 @@ def call(implementation: str, name: str, *arguments: Any) -> Any:
     operator = getattr(torch.ops.moegate, name).default
     if implementation == "reference":
         return operator._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)
+    if implementation == "triton":
+        return operator(*arguments)
     with forced_isa(implementation):
         return operator(*arguments)
 

@@ -17,6 +17,7 @@ from moegate.ops import operators
 
 PACKAGES = ("moegate", "torch", "numpy", "safetensors")
 OPTIONAL = {
+    "triton": "gpu",
     "mlxtend": "lab",
     "django": "lab",
     "trac": "lab",

@@ -22,6 +22,7 @@ from moegate.ops.grouped_mm import grouped_mm
 from moegate.ops.mixture import mixture
 from moegate.ops.permute import permute
 from moegate.ops.permute.reference import wide_type
+from moegate.ops.synchronization import may_look
 from moegate.ops.transforms import is_transformed
 
 try:
@@ -148,7 +149,8 @@ def run_networks(networks: Networks, rows_RD: Tensor, offsets_E: Tensor) -> Tens
     """The outputs ``[R, D]`` of rows that are sorted by expert; ``offsets_E`` holds the end of each expert's."""
     graph = _wants_gradient(rows_RD, networks.up, networks.down)
     few = rows_RD.shape[0] < _ROWS_TO_STAY * networks.up.shape[0]
-    stays = not (graph or few or torch.compiler.is_compiling() or is_transformed())
+    # To stay with one, the host must know where its rows end.
+    stays = may_look(offsets_E) and not (graph or few or is_transformed())
     return (_one_by_one if stays else _all_at_once)(networks, rows_RD, offsets_E)
 
 

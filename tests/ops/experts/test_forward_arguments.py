@@ -8,6 +8,7 @@ import pytest
 import torch
 from forward_cases import Case, case, needs_kernels
 from torch import Tensor
+from triton_support import not_on_triton
 
 from moegate.ops.experts import experts
 from moegate.ops.experts.forward import EXPERTS, experts_reference
@@ -27,7 +28,13 @@ def arguments() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("ends", "message"), BAD_OFFSETS)
-@pytest.mark.parametrize("run", [EXPERTS, experts_reference])
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(EXPERTS, marks=not_on_triton("the kernels don't wait for the offsets, and cut them to the rows")),
+        experts_reference,
+    ],
+)
 def test_bad_offsets(ends: list[int], message: str, run: Any) -> None:
     with pytest.raises(RuntimeError, match=f"offsets must grow from 0 to at most 7 rows, but .*{message}"):
         run(*(arguments() | {"offsets": torch.tensor(ends)}).values())

@@ -5,11 +5,13 @@ import pytest
 import torch
 from gate_cases import ALL_ISAS, KINDS, row_of, serving
 from gate_oracle import distance_in_ulp, gated
+from triton_support import not_on_triton
 
 from moegate.ops.library import KERNELS
 from moegate.ops.topk_gate import topk_gate
 from moegate.ops.topk_gate.ablation import OPTIMISATIONS, ablated_topk_gate
 
+pytestmark = not_on_triton("a study of the CPU kernel")
 needs_kernels = pytest.mark.skipif(not KERNELS.loaded, reason=f"without the C++ kernels: {KERNELS.reason}")
 RULE = {"score": "sigmoid", "renormalize": True}
 # One and several blocks, with and without a rest; bounds from 32 lanes, from 3 k lanes, and by bisection.

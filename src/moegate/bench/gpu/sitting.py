@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moegate.bench.gpu.entries import SHARES, SUITES
 from moegate.bench.gpu.notebook import FILE, Notebook
+from moegate.bench.gpu.suite_process import INTERRUPTED, keys, wanted
 from moegate.bench.gpu.tables import failures, report
 
 SECONDS = 420.0
@@ -21,7 +22,7 @@ _POLL_SECONDS = 0.2
 _RESTARTS = 6
 _GRACE = 45.0  # a case that has begun may end
 _REHEARSED = {"MOEGATE_KERNEL": "triton", "TRITON_INTERPRET": "1"}
-INTERRUPTED = 130
+_PROCESS = ("-m", "moegate.bench.gpu.suite_process")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
         seconds: for all of it.
         only: parts of ``SUITE KEY``; a case is measured when one of them is in it. Empty: all.
         stuck_seconds: after so long at one contender a process is ended, and goes on without it.
+        process: what Python runs for a suite.
     """
 
     suites: tuple[str, ...] = tuple(SUITES)
@@ -41,6 +43,7 @@ class Plan:
     seconds: float = SECONDS
     only: tuple[str, ...] = ()
     stuck_seconds: float = STUCK_SECONDS
+    process: tuple[str, ...] = _PROCESS
 
 
 class Sitting:
@@ -55,9 +58,10 @@ class Sitting:
     def run(self) -> int:
         """The exit status: 0, 1 when something of moegate is wrong or failed, 130 when it was interrupted."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        owed = sum(SHARES[suite] for suite in self.plan.suites)
+        suites = wanted_suites(self.plan.suites, self.plan.only)
+        owed = sum(SHARES[suite] for suite in suites)
         try:
-            for suite in self.plan.suites:
+            for suite in suites:
                 left = max(0.0, self._end - time.monotonic())
                 self._say(f"== {suite}: {SUITES[suite]}")
                 self._run_suite(suite, left * SHARES[suite] / owed)
@@ -89,7 +93,7 @@ class Sitting:
         left = max(0.0, until - time.monotonic())
         values = (self.folder, self.notebook.sitting, suite, plan.device, left, ",".join(plan.only))
         quiet = ["-W", "ignore::RuntimeWarning"] if plan.device == "rehearsal" else []  # of the interpreter, on NaN
-        command = [sys.executable, *quiet, "-m", "moegate.bench.gpu.suite_process", *map(str, values)]
+        command = [sys.executable, *quiet, *plan.process, *map(str, values)]
         more = _REHEARSED if plan.device == "rehearsal" else {}
         process = subprocess.Popen(command, env={**os.environ, **more})
         try:
@@ -139,6 +143,16 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def wanted_suites(suites: Sequence[str], only: tuple[str, ...]) -> list[str]:
+    """The suites with a case or a check that one of the texts is in; all of them without a text.
+
+    Example:
+        >>> wanted_suites(tuple(SUITES), ("decode bf16 T=1 ",))
+        ['decode']
+    """
+    return [suite for suite in suites if any(wanted(suite, key, only) for key in keys(suite))]
 
 
 def chosen_suites(name: str) -> Sequence[str]:

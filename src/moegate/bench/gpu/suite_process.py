@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from moegate.bench.cases import CPU
 from moegate.bench.gpu.card import Card, CudaCard
 from moegate.bench.gpu.checks import CHECKS
 from moegate.bench.gpu.entries import entries
@@ -19,10 +20,26 @@ from moegate.bench.gpu.timing import Effort
 from moegate.bench.machine import circumstances
 from moegate.bench.results import Row
 
+INTERRUPTED = 130
 GO_ON = 75
 """The exit status of a process that can't go on, while the next one can."""
 REHEARSAL_EFFORT = Effort(graph_us=1.0, most_calls=4, seconds=0.0, rounds=(1, 1), wake_seconds=0.0)
 Say = Callable[[str], None]
+
+
+def keys(suite: str) -> list[str]:
+    """The names of the checks or of the cases of a suite."""
+    return list(CHECKS) if suite == "checks" else [entry.key for entry in entries(suite, CPU)]
+
+
+def wanted(suite: str, key: str, only: tuple[str, ...]) -> bool:
+    """Whether one of the texts is in ``SUITE KEY``, or there is none.
+
+    Example:
+        >>> wanted("plan", "plan T=1 E=256 K=8", ("plan plan",)), wanted("more", "plan T=1 E=256 K=8", ("plan plan",))
+        (True, False)
+    """
+    return not only or any(text in f"{suite} {key}" for text in only)
 
 
 class SuiteRun:
@@ -46,7 +63,7 @@ class SuiteRun:
                 return
             limits: CardLimits | None = None
             for entry in entries(self._suite, self._card.place, tiny=not self._card.real):
-                if entry.key in done or not self._wanted(entry.key):
+                if entry.key in done or not wanted(self._suite, entry.key, self._only):
                     continue
                 if self._is_over(entry.key, say):
                     continue
@@ -66,8 +83,7 @@ class SuiteRun:
         except Spoiled:
             raise
         except Exception as error:  # of the case as a whole, such as memory that does not suffice
-            if self._card.real:
-                self._after(error)
+            self._after(error)
             row = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
         gc.collect()
         self._card.release()
@@ -81,7 +97,7 @@ class SuiteRun:
 
     def _check(self, done: set[str], say: Say) -> None:
         for name, check in CHECKS.items():
-            if name in done or not self._wanted(name):
+            if name in done or not wanted(self._suite, name, self._only):
                 continue
             if self._is_over(name, say):
                 continue
@@ -109,9 +125,6 @@ class SuiteRun:
         self._keep("limits", {"limits": {**row, "smallest_us": limits.smallest_us}})
         return limits
 
-    def _wanted(self, key: str) -> bool:
-        return not self._only or any(text in f"{self._suite} {key}" for text in self._only)
-
     def _is_over(self, key: str, say: Say) -> bool:
         if time.monotonic() < self._until:
             return False
@@ -136,6 +149,8 @@ def main(arguments: list[str]) -> int:
     except Spoiled as reason:
         print(f"The process can't go on: {reason}", flush=True)
         return GO_ON
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

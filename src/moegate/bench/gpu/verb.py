@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from moegate.bench.gpu.card import why_no_card
-from moegate.bench.gpu.sitting import Plan, Sitting, chosen_suites
+from moegate.bench.gpu.sitting import Plan, Sitting, chosen_suites, wanted_suites
 from moegate.bench.machine import checkout
 
 DEVICES = ("cuda", "rehearsal")
@@ -24,6 +24,9 @@ def bench_on_device(suite: str, device: str, *, seconds: float, only: str, outpu
     if not seconds > 0:
         raise ValueError(f"--seconds must be above 0, got {seconds:g}.")
     suites = tuple(chosen_suites(suite))
+    texts = tuple(text for text in only.split(",") if text.strip())
+    if not wanted_suites(suites, texts):
+        raise ValueError(f"No case has {' or '.join(map(repr, texts))} in its name, such as 'gate softmax T=8192'.")
     say = partial(print, flush=True)
     reason = why_no_card() if device == "cuda" else None
     if reason is not None:
@@ -32,5 +35,4 @@ def bench_on_device(suite: str, device: str, *, seconds: float, only: str, outpu
     clone = checkout()
     # A rehearsal must not lie beside what was measured.
     measured = clone / "benchmarks" / "results" if clone and device == "cuda" else Path("moegate-bench")
-    texts = tuple(text.strip() for text in only.split(",") if text.strip())
     return Sitting(Plan(suites, device, seconds, texts), output or measured, say).run()

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from moegate.ops.gpu.rounding import rounded
+from moegate.ops.gpu.rounding import rounded, widened
+from moegate.ops.permute.gpu_kernel import weight_of
 
 
 @triton.jit
@@ -21,11 +22,11 @@ def piece_of(values_ptr, row_t, used_t, column_d, width, stride_t, stride_d):
 
 
 @triton.jit
-def with_term(sum_td, row_td, weights_ptr, slot_t, used_t, HAS_WEIGHTS: tl.constexpr):
+def with_term(sum_td, row_td, weight_t, used_t, HAS_WEIGHTS: tl.constexpr):
     """The sum and one more slot's row, multiplied and added in the type of the sum; without a row, the sum."""
-    term_td = row_td.to(sum_td.dtype)
+    term_td = widened(row_td, sum_td.dtype)
     if HAS_WEIGHTS:
-        term_td *= tl.load(weights_ptr + slot_t, mask=used_t, other=0.0)[:, None]
+        term_td *= weight_t[:, None]
     return tl.where(used_t[:, None], sum_td + term_td, sum_td)
 
 
@@ -54,5 +55,6 @@ def combine_kernel(
             slot_t = token_t * top_k + (start + step)
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_d)
-            sum_td = with_term(sum_td, row_td, weights_ptr, slot_t, used_t, HAS_WEIGHTS)
+            weight_t = weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS)
+            sum_td = with_term(sum_td, row_td, weight_t, used_t, HAS_WEIGHTS)
     write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)

@@ -2,19 +2,23 @@
 
 All add the products of a row up in the same order, which the width alone decides: in pieces of ``BLOCK_D`` columns. A
 program takes up to 16 slots of its tokens at once, so that the token is loaded once, and each row once for both uses.
+The pieces of all slots are loaded before the first is added up or written: no load overtakes a barrier or a store.
 """
 
 import triton
 import triton.language as tl
 
 from moegate.ops.combine.gpu_kernel import piece_of, row_of, with_term, write_tokens
+from moegate.ops.gpu.rounding import widened
 from moegate.ops.permute.gpu_kernel import reached_rows, weight_of, weighted, write_unreached_rows
 
 
 @triton.jit
-def with_dots(dots_tk, step: tl.constexpr, row_td, hidden_td):
+def with_dots(dots_tk, step: tl.constexpr, row_td, hidden_td, used_t):
     """The dot products so far, those of one slot with those of a piece."""
-    dot_t = tl.sum(row_td.to(dots_tk.dtype) * hidden_td.to(dots_tk.dtype), axis=1)
+    # The token of a slot without a row may be infinite.
+    hidden_td = tl.where(used_t[:, None], hidden_td, 0.0)
+    dot_t = tl.sum(widened(row_td, dots_tk.dtype) * widened(hidden_td, dots_tk.dtype), axis=1)
     is_step_k = tl.arange(0, dots_tk.shape[1]) == step
     return tl.where(is_step_k[None, :], dots_tk + dot_t[:, None], dots_tk)
 
@@ -40,12 +44,14 @@ def row_dots_kernel(
     for start in range(0, width, BLOCK_D):
         column_d = start + tl.arange(0, BLOCK_D)
         hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
+        pieces, uses = (), ()
         for step in tl.static_range(UNROLL):
             slot_t = token_t * top_k + (first + step)
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-            # The token of a slot without a row may be infinite.
-            dots_tk = with_dots(dots_tk, step, row_td, tl.where(used_t[:, None], hidden_td, 0.0))
+            pieces, uses = pieces + (row_td,), uses + (used_t,)
+        for step in tl.static_range(UNROLL):
+            dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
     write_dots(dots_tk, dots_ptr, token_t, here_t, first, top_k)
 
 
@@ -63,12 +69,15 @@ def combine_dots_kernel(
         column_d = start + tl.arange(0, BLOCK_D)
         hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
         sum_td = tl.full((BLOCK_T, BLOCK_D), 0.0, WIDE)
+        pieces, uses = (), ()
         for step in tl.static_range(K):
             slot_t = token_t * K + step
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t, num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-            sum_td = with_term(sum_td, row_td, weights_ptr, slot_t, used_t, True)
-            dots_tk = with_dots(dots_tk, step, row_td, tl.where(used_t[:, None], hidden_td, 0.0))
+            sum_td = with_term(sum_td, row_td, weight_of(weights_ptr, slot_t, used_t, True), used_t, True)
+            pieces, uses = pieces + (row_td,), uses + (used_t,)
+        for step in tl.static_range(K):
+            dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
         write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)
     write_dots(dots_tk, dots_ptr, token_t, here_t, 0, K)
 
@@ -95,16 +104,17 @@ def permute_dots_kernel(
         for start in range(0, width, BLOCK_D):
             column_d = start + tl.arange(0, BLOCK_D)
             hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
-            # All rows are loaded before the first is written: a load does not overtake a store.
-            rows, places, writes, factors = (), (), (), ()
+            pieces, uses, places, writes, factors = (), (), (), (), ()
             for step in tl.static_range(K):
                 slot_t = token_t * K + step
                 row_t, used_t = row_of(inverse_ptr, slot_t, here_t, num_rows)
                 row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-                dots_tk = with_dots(dots_tk, step, row_td, tl.where(used_t[:, None], hidden_td, 0.0))
+                pieces, uses = pieces + (row_td,), uses + (used_t,)
                 place_t, reached_t = reached_rows(slot_ptr, inverse_ptr, slot_t, here_t, num_rows)
                 places, writes = places + (place_t,), writes + (reached_t,)
                 factors = factors + (weight_of(weights_ptr, slot_t, reached_t, True),)
+            for step in tl.static_range(K):
+                dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
             for step in tl.static_range(K):
                 out_td = out_ptr + places[step][:, None] * width + column_d[None, :]
                 inside_td = writes[step][:, None] & (column_d < width)[None, :]

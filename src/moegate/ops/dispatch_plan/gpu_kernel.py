@@ -93,15 +93,15 @@ def clear_rows(slot_ptr, num_rows, part, num_parts, BLOCK: tl.constexpr):
 def add_groups(totals_ptr, group, num_groups, num_experts, BLOCK_G: tl.constexpr, BLOCK_E: tl.constexpr):
     """The slots of each expert in all groups, and in those before this one."""
     bin_e = tl.arange(0, BLOCK_E)
-    all_ge = tl.zeros((BLOCK_G, BLOCK_E), totals_ptr.dtype.element_ty)
-    earlier_ge = tl.zeros((BLOCK_G, BLOCK_E), totals_ptr.dtype.element_ty)
+    all_e = tl.zeros((BLOCK_E,), totals_ptr.dtype.element_ty)
+    earlier_e = tl.zeros((BLOCK_E,), totals_ptr.dtype.element_ty)
     for start in range(0, num_groups, BLOCK_G):
         row_g = start + tl.arange(0, BLOCK_G)
         inside_ge = (row_g < num_groups)[:, None] & (bin_e < num_experts)[None, :]
         total_ge = tl.load(totals_ptr + row_g[:, None] * num_experts + bin_e[None, :], mask=inside_ge, other=0)
-        all_ge += total_ge
-        earlier_ge += tl.where((row_g < group)[:, None], total_ge, 0)
-    return tl.sum(all_ge, axis=0), tl.sum(earlier_ge, axis=0)
+        all_e += tl.sum(total_ge, axis=0)
+        earlier_e += tl.sum(tl.where((row_g < group)[:, None], total_ge, 0), axis=0)
+    return all_e, earlier_e
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moegate.ops.dispatch_plan import gpu_tiles
 from moegate.ops.dispatch_plan.gpu_kernel import count_kernel, place_kernel, plan_kernel
 from moegate.ops.dispatch_plan.gpu_sort import plan_by_sorting
 from moegate.ops.dispatch_plan.gpu_tiles import MOST_BINS, Tiles, plan_tiles
@@ -11,9 +12,7 @@ from moegate.ops.dispatch_plan.sizes import check_plan_arguments, most_rows
 Plan = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def dispatch_plan(
-    index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool
-) -> Plan:
+def dispatch_plan(index_TK: Tensor, num_experts: int, alignment: int, capacity: int, fill: bool, trim: bool) -> Plan:
     """``moegate::dispatch_plan``; only ``trim`` waits for the device."""
     check_plan_arguments(index_TK, num_experts, alignment, capacity, fill)
     num_rows = most_rows(index_TK.numel(), num_experts, alignment, capacity, fill)
@@ -37,8 +36,7 @@ def plan_by_counting(
     offsets_E = torch.empty_like(counts_E)
     slot_R = counts_E.new_empty(num_rows)
     inverse_TK = counts_E.new_empty(index_TK.shape)
-    # Numbers of slots and of rows; of int64 a GPU needs twice the instructions.
-    count_type = torch.int64 if max(num_slots, num_rows) >= 2**31 else torch.int32
+    count_type = torch.int32 if max(num_slots, num_rows) < gpu_tiles.NARROW else torch.int64
     digits = num_experts.bit_length()
     words = counts_E.new_empty(tiles.num_blocks * tiles.block_n // 2, dtype=torch.int32)
     before_BE = counts_E.new_empty(tiles.num_blocks, num_experts, dtype=count_type)
@@ -49,7 +47,7 @@ def plan_by_counting(
     # Contiguous, the indices are one row of slots.
     layout = (1, 1, 0) if index_TK.is_contiguous() else (index_TK.shape[1], *index_TK.stride())
     problem = (num_slots, num_experts, *layout)
-    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e}
+    sizes = {"DIGITS": digits, "BLOCK_N": tiles.block_n, "BLOCK_E": tiles.block_e, "enable_fp_fusion": False}
     outputs = counts_E, offsets_E, slot_R, inverse_TK
     if tiles.num_groups == 1:
         plan_kernel[(1,)](

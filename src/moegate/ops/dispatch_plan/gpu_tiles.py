@@ -3,12 +3,14 @@
 from math import isqrt
 from typing import NamedTuple
 
-import triton
+from moegate.ops.gpu.sizes import power_of_two
 
 MOST_BINS = 4096
 """Experts that a program counts by itself; beyond, the plan is sorted."""
 SLOTS_OF_ONE_PROGRAM = 1024
 """Slots that one program plans sooner than a second launch would start."""
+NARROW = 2**31
+"""Fewer slots and rows than these are counted in int32: of int64 a GPU needs twice the instructions."""
 PROGRAMS = 256
 """Programs that place slots: each of them adds up the groups first."""
 
@@ -48,15 +50,15 @@ def plan_tiles(num_slots: int, num_experts: int) -> Tiles:
     groups make the first step shorter and the second longer. A thread that counts holds one slot: 32 of them make a
     word in one instruction.
     """
-    block_e = max(32, triton.next_power_of_2(num_experts))
+    block_e = max(32, power_of_two(num_experts))
     if num_slots <= SLOTS_OF_ONE_PROGRAM:
-        block_n = min(256, max(32, triton.next_power_of_2(num_slots)))
+        block_n = min(256, max(32, power_of_two(num_slots)))
         num_blocks, num_warps = -(-num_slots // block_n), 4 if max(block_n, block_e) <= 128 else 8
         return Tiles(block_n, block_e, 1, max(1, num_blocks), num_blocks, 1, num_warps, num_warps)
     block_n = 512
     num_blocks = -(-num_slots // block_n)
     group_size = max(1, isqrt(num_blocks * num_experts // 2048), -(-num_blocks // 128))
     num_groups = -(-num_blocks // group_size)
-    block_g = min(triton.next_power_of_2(num_groups), max(1, 8192 // block_e))
+    block_g = min(power_of_two(num_groups), max(1, 8192 // block_e))
     num_parts = min(group_size, max(1, PROGRAMS // num_groups))
     return Tiles(block_n, block_e, block_g, group_size, num_blocks, num_parts, 16, 16)

@@ -35,14 +35,19 @@ def index_of(key):
 
 
 @triton.jit
-def greatest_keys(key, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The ``K`` greatest keys of each row, in order, in ``BLOCK_K`` lanes; what lies behind them is arbitrary."""
+def places_in_order(rank, place, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The places of the ``K`` greatest ranks of each row, in ``BLOCK_K`` lanes; what lies behind them is arbitrary.
+
+    At least ``K`` of the ranks must be above ``EXCLUDED``.
+    """
     if K > 32:
-        return tl.topk(key, BLOCK_K)
-    lane = tl.arange(0, BLOCK_K)[None, :]
-    found = tl.full((key.shape[0], BLOCK_K), 0, tl.int64)
+        return index_of(tl.topk(keys_of(rank, place), BLOCK_K))
+    slot = tl.arange(0, BLOCK_K)[None, :]
+    found = tl.full((rank.shape[0], BLOCK_K), 0, tl.int32)
     for k in range(K):
-        best = tl.max(key, axis=1)[:, None]
-        found = tl.where(lane == k, best, found)
-        key = tl.where(key == best, LOWEST, key)
+        # Two maxima of 32 bits, each of which may be one instruction, rather than one of 64, which is none.
+        best = tl.max(rank, axis=1)[:, None]
+        first = tl.min(tl.where(rank == best, place, rank.shape[1]), axis=1)[:, None]
+        found = tl.where(slot == k, first, found)
+        rank = tl.where(place == first, EXCLUDED, rank)
     return found

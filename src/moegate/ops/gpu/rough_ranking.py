@@ -1,9 +1,9 @@
 """The greatest values of a row by keys of 32 bits, and whether they are the right ones for sure, in Triton.
 
-A rough key is the upper part of a value as an ordered integer with the complement of the lane below it, so that one
-maximum of 32 bits answers which value and where it stands. What the key cuts off, or an error of the value itself, may hide
-the true order; so each choice comes with a doubt, and who is in doubt ranks again by ``moegate.ops.gpu.ranking``. NaN
-lies above ``+inf`` here, where one look at the first choice finds it.
+A rough key is the upper part of a value as an ordered integer with the complement of its position below it, so that one
+maximum of 32 bits answers which value and where it stands. What the key cuts off, or an error of the value itself, may
+hide the true order; so each choice comes with a doubt, and who is in doubt ranks again by
+``moegate.ops.gpu.ranking``. NaN lies above ``+inf`` here, where one look at the first choice finds it.
 
 A row is cut into columns, each a list of its three greatest keys and a bound on the rest; a round takes the greatest
 head of all lists. That goes wrong where more than three of the chosen lie in one column, and the bound tells.

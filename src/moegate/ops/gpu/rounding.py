@@ -1,4 +1,7 @@
-"""What the interpreter of Triton does otherwise than hardware: it cuts float32 to bfloat16, and can't multiply that."""
+"""What the interpreter of Triton does otherwise than hardware.
+
+It cuts float32 to bfloat16, loses bfloat16's subnormal numbers on the way back, and can't multiply matrices of it.
+"""
 
 import triton
 import triton.language as tl
@@ -16,6 +19,14 @@ def rounded(x, DTYPE: tl.constexpr):
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         bits = tl.where(x != x, 0x7FC0, bits)
         return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def widened(x, DTYPE: tl.constexpr):
+    """A float as ``DTYPE``, which holds all that its own type does."""
+    if _INTERPRETED and tl.bfloat16 == x.dtype:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(DTYPE)
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import triton
+from moegate.ops.gpu.sizes import power_of_two
 
 PROCESSORS = 128
 """About as many as a large GPU has: fewer programs leave some of it idle."""
@@ -25,9 +25,9 @@ class RowTile(NamedTuple):
 def copying_tile(num_tokens: int, width: int, itemsize: int) -> RowTile:
     """For a program that takes a piece of some tokens' rows: four warps, or one where tokens are few."""
     lanes = 32 * 16 // itemsize
-    columns = triton.next_power_of_2(max(1, width))
+    columns = power_of_two(max(1, width))
     block_d = min(columns, 4 * lanes)
-    if num_tokens * triton.cdiv(width, block_d) < 2 * PROCESSORS:
+    if num_tokens * -(-width // block_d) < 2 * PROCESSORS:
         block_d = min(columns, lanes)
     tokens_of_a_warp = max(1, lanes // block_d)
     block_t = tokens_of_a_warp * (4 if block_d < lanes and num_tokens >= 4 * tokens_of_a_warp * PROCESSORS else 1)
@@ -40,6 +40,6 @@ def adding_tile(width: int, itemsize: int) -> RowTile:
     The tile decides in what order products are added, and a token's result is not to depend on the tokens beside it.
     """
     lanes = 32 * 16 // itemsize
-    block_d = min(triton.next_power_of_2(max(1, width)), 4 * lanes)
+    block_d = min(power_of_two(max(1, width)), 4 * lanes)
     block_t = max(1, lanes // block_d)
     return RowTile(block_t, block_d, max(1, block_t * block_d // lanes))

@@ -36,31 +36,24 @@ def grouped_mm_kernel(
         return
     num_rows = tl.minimum(end - first, BLOCK_R).to(tl.int32)
     row_r = tl.arange(0, BLOCK_R)
-    output_o = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    output_o, inside_o = _outputs(block_o, num_outputs, GATED, BLOCK_O)
     source_r, slot_r, found_r = _sources(
         slot_ptr, first, row_r, num_rows, num_slots, SLOTS_OF_ROW, GATHER, GATHER or SCALE
     )
     input_i = tl.arange(0, BLOCK_I)
     left_ri = left_ptr + source_r[:, None] * stride_r + input_i[None, :].to(tl.int64) * stride_ri
-    weight_i1 = weight_ptr + group * stride_e + input_i.to(tl.int64)[:, None] * stride_i
-    weight_io = weight_i1 + output_o.to(tl.int64)[None, :] * stride_o
-    other_io = weight_i1 + (output_o.to(tl.int64) + num_outputs)[None, :] * stride_o
-    sum_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
-    other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
-    inside_o = output_o < num_outputs
+    weight_io = weight_ptr + group * stride_e + output_o[None, :] * stride_o
+    weight_io += input_i.to(tl.int64)[:, None] * stride_i
+    sum_ro = tl.zeros((BLOCK_R, output_o.shape[0]), tl.float32)
     for start in range(0, tl.where(group < num_groups, num_inputs, 0), BLOCK_I):
         left = _block(left_ri, row_r < num_rows, start + input_i < num_inputs, BLOCK_R < 64, not EVEN_I)
         right = _block(weight_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
         sum_ro = added_product(left, right, sum_ro, PRECISION)
-        if GATED:
-            other = _block(other_io, start + input_i < num_inputs, inside_o, not EVEN_I, not EVEN_O)
-            other_ro = added_product(left, other, other_ro, PRECISION)
-            other_io += BLOCK_I * stride_i
         left_ri += BLOCK_I * stride_ri
         weight_io += BLOCK_I * stride_i
     _write(
-        sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o, num_outputs,
-        GATHER, SCALE, FUNCTION, GATED, KEEP,
+        sum_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, block_o, num_outputs,
+        GATHER, SCALE, FUNCTION, GATED, KEEP, BLOCK_O,
     )  # fmt: skip
 
 
@@ -88,25 +81,19 @@ def grouped_mm_walk_kernel(
         source_r, slot_r, found_r = _sources(
             slot_ptr, first, row_r, num_rows, num_slots, SLOTS_OF_ROW, GATHER, GATHER or SCALE
         )
-        output_o = block_o * BLOCK_O + tl.arange(0, BLOCK_O)
-        inside_o = output_o < num_outputs
+        output_o, inside_o = _outputs(block_o, num_outputs, GATED, BLOCK_O)
         left_r1 = left_ptr + source_r[:, None] * stride_r
-        weight_1o = weight_ptr + group * stride_e + output_o.to(tl.int64)[None, :] * stride_o
-        other_1o = weight_ptr + group * stride_e + (output_o.to(tl.int64) + num_outputs)[None, :] * stride_o
-        sum_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
-        other_ro = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+        weight_1o = weight_ptr + group * stride_e + output_o[None, :] * stride_o
+        sum_ro = tl.zeros((BLOCK_R, output_o.shape[0]), tl.float32)
         for step in range(tl.cdiv(num_inputs, BLOCK_I)):
             at_i = step * BLOCK_I + input_i
             inside_i = at_i < num_inputs
             left = _block(left_r1 + at_i[None, :] * stride_ri, inside_o, inside_i, False, not EVEN_I)
             right = _block(weight_1o + at_i[:, None] * stride_i, inside_i, inside_o, not EVEN_I, not EVEN_O)
             sum_ro = added_product(left, right, sum_ro, PRECISION)
-            if GATED:
-                other = _block(other_1o + at_i[:, None] * stride_i, inside_i, inside_o, not EVEN_I, not EVEN_O)
-                other_ro = added_product(left, other, other_ro, PRECISION)
         _write(
-            sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o,
-            num_outputs, GATHER, SCALE, FUNCTION, GATED, KEEP,
+            sum_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, block_o,
+            num_outputs, GATHER, SCALE, FUNCTION, GATED, KEEP, BLOCK_O,
         )  # fmt: skip
     tail = tl.load(tiles_ptr + most_tiles + real_tiles, mask=has_tail, other=0)
     end = tl.load(tiles_ptr + 2 * most_tiles + real_tiles, mask=has_tail, other=0)
@@ -139,8 +126,9 @@ def _write_zeros(row_ptr, width):
 
 @triton.jit
 def _write(
-    sum_ro, other_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, output_o, num_outputs,
+    sum_ro, slot_r, found_r, scale_ptr, out_ptr, pre_ptr, first, row_r, num_rows, block_o, num_outputs,
     GATHER: tl.constexpr, SCALE: tl.constexpr, FUNCTION: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Writes one block of a tile: the sums, or what the activation makes of them."""
     element: tl.constexpr = out_ptr.dtype.element_ty
@@ -148,18 +136,24 @@ def _write(
     if SCALE:
         scale_r = tl.load(scale_ptr + slot_r, mask=found_r, other=0.0).to(tl.float32)
     gate_ro = _finished(sum_ro, scale_r, found_r, element, SCALE, GATHER)
-    up_ro = _finished(other_ro, scale_r, found_r, element, SCALE, GATHER)
-    inside_ro = (row_r < num_rows)[:, None] & (output_o < num_outputs)[None, :]
-    place_r = first + row_r
+    up_ro = gate_ro
+    if GATED:
+        gate_ro, up_ro = tl.split(tl.permute(tl.reshape(gate_ro, (sum_ro.shape[0], 2, BLOCK_O)), (0, 2, 1)))
+    # What differs between tiles is one number, so that a walk has no more to carry.
+    begin_o = block_o * BLOCK_O
+    column_o = tl.arange(0, BLOCK_O)
+    inside_ro = (row_r < num_rows)[:, None] & (column_o < num_outputs - begin_o)[None, :]
     if KEEP:
         sides: tl.constexpr = 2 if GATED else 1
-        pre_ro = pre_ptr + place_r[:, None] * (sides * num_outputs) + output_o[None, :]
+        pre_ro = pre_ptr + (first * (sides * num_outputs) + begin_o)
+        pre_ro += row_r[:, None].to(tl.int64) * (sides * num_outputs) + column_o[None, :]
         tl.store(pre_ro, gate_ro, mask=inside_ro)
         if GATED:
             tl.store(pre_ro + num_outputs, up_ro, mask=inside_ro)
     if FUNCTION is not None:
         gate_ro = activated(gate_ro, up_ro, FUNCTION, GATED, element)
-    tl.store(out_ptr + place_r[:, None] * num_outputs + output_o[None, :], gate_ro, mask=inside_ro)
+    out_ro = out_ptr + (first * num_outputs + begin_o)
+    tl.store(out_ro + row_r[:, None].to(tl.int64) * num_outputs + column_o[None, :], gate_ro, mask=inside_ro)
 
 
 @triton.jit
@@ -187,6 +181,17 @@ def _sources(
     if GATHER:
         source_r = slot_r // SLOTS_OF_ROW
     return source_r, slot_r, found_r
+
+
+@triton.jit
+def _outputs(block_o, num_outputs, GATED: tl.constexpr, BLOCK_O: tl.constexpr):
+    """The rows of a matrix that a block takes, and which there are; ``GATED``, gates first, then as many others.
+
+    Both in one product: it is twice as wide, and reads its left side once.
+    """
+    column_o = tl.arange(0, 2 * BLOCK_O if GATED else BLOCK_O)
+    output_o = block_o * BLOCK_O + column_o % BLOCK_O
+    return output_o.to(tl.int64) + (column_o // BLOCK_O).to(tl.int64) * num_outputs, output_o < num_outputs
 
 
 @triton.jit

@@ -123,7 +123,7 @@ def product(  # noqa: PLR0913 - what the kernel can do
             pre.zero_()
         return
     cut = product_cut(
-        tiles.rows, num_outputs, num_inputs, left.dtype, sides=2 if gated else 1, costly=function == "gelu",
+        tiles.rows, num_outputs, num_inputs, left.dtype, sides=2 if gated else 1, function=function,
         aligned=is_aligned(left, weight_EOI), shared_memory=shared_memory_of(left.device),
     )  # fmt: skip
     slots, scale = scaled or (gathered or _NO_SLOTS, None)

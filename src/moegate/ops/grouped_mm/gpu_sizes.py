@@ -55,7 +55,7 @@ def product_cut(
     element: torch.dtype,
     *,
     sides: int,
-    costly: bool,
+    function: str | None,
     aligned: bool,
     shared_memory: int,
 ) -> Cut:
@@ -67,12 +67,12 @@ def product_cut(
         num_inputs: the length of the sums.
         element: the type of both sides.
         sides: 2 where a program sums a gate and what it multiplies, else 1.
-        costly: whether the activation needs many registers, which the error function does.
+        function: the activation that is applied to the sums, which takes registers: the error function most.
         aligned: whether 16 bytes can be loaded at a time; what can't be has to pass through registers.
         shared_memory: the bytes that one program may have.
 
     Example:
-        >>> settings = {"sides": 1, "costly": False, "aligned": True, "shared_memory": 232448}
+        >>> settings = {"sides": 1, "function": None, "aligned": True, "shared_memory": 232448}
         >>> product_cut(128, 2048, 768, torch.bfloat16, **settings)
         Cut(outputs=256, inputs=64, warps=8, stages=4, walkers=1)
         >>> product_cut(16, 2048, 768, torch.bfloat16, **settings)
@@ -87,11 +87,13 @@ def product_cut(
     elif rows == _ROWS_OF_WARPS:
         cut = Cut(128, 64, 4, 4, walkers=2)
     else:
-        cut = Cut(256 if shared_memory >= _WIDE and not costly else 128, 64, 8, 4, walkers=1)
+        narrow = shared_memory < _WIDE or function == "gelu" or (function is not None and sides == 1)
+        cut = Cut(128 if narrow else 256, 64, 8, 4 if function is None else 3, walkers=1)
     outputs = max(16, min(cut.outputs // sides, triton.next_power_of_2(num_outputs)))
     inputs = max(16, min(cut.inputs, triton.next_power_of_2(num_inputs)))
     while True:
-        stages = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, shared_memory)
+        fitting = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, shared_memory)
+        stages = min(cut.stages, fitting)
         if stages > 1 or inputs == 16:
             return Cut(outputs, inputs, cut.warps, stages, cut.walkers)
         inputs //= 2
@@ -115,9 +117,9 @@ def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, aligned: 
 
 
 def _stages(rows: int, outputs: int, input_bytes: int, walkers: int, shared_memory: int) -> int:
-    """How many steps are under way, up to 4: those of both sides that fit beside what a walker writes through."""
+    """How many steps fit beside what a walker writes through."""
     written = rows * min(outputs, 128) * 2 if walkers else 0
-    return max(1, min(4, (shared_memory // max(1, walkers) - written) // ((rows + outputs) * input_bytes)))
+    return max(1, (shared_memory // max(1, walkers) - written) // ((rows + outputs) * input_bytes))
 
 
 def is_aligned(*matrices: Tensor) -> bool:

@@ -7,7 +7,7 @@ row that no token's program reaches, such as one of padding, is written by one o
 import triton
 import triton.language as tl
 
-from moegate.ops.gpu.rounding import rounded
+from moegate.ops.gpu.rounding import rounded, widened
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS: tl.constexpr):
 def weighted(value_td, weight_t, HAS_WEIGHTS: tl.constexpr):
     """The values times the weights of their slots, rounded."""
     if HAS_WEIGHTS:
-        value_td = rounded(value_td.to(weight_t.dtype) * weight_t[:, None], value_td.dtype)
+        value_td = rounded(widened(value_td, weight_t.dtype) * weight_t[:, None], value_td.dtype)
     return value_td
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from moegate.ops.gpu.portable import portable_sigmoid, portable_softmax, portable_sqrt_softplus
-from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, greatest_keys, index_of, keys_of, ordered
+from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, keys_of, ordered, places_in_order
 from moegate.ops.gpu.rough_ranking import (
     LOWEST_KEY,
     greatest_of_columns,
@@ -44,18 +44,25 @@ def loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e):
 
 
 @triton.jit
-def expert_of(place, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The expert at a place, where groups of ``GROUP_SIZE`` lie ``BLOCK_S`` apart, and whether there is one."""
-    group, member = place // BLOCK_S, place % BLOCK_S
-    return group * GROUP_SIZE + member, (group < NUM_GROUPS) & (member < GROUP_SIZE)
+def group_and_member(lane_e, BLOCK_S: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
+    """What each lane stands for; with columns, those of a group follow each other, and so do the members of each."""
+    if COLUMNS == 0:
+        group_e, member_e = lane_e // BLOCK_S, lane_e % BLOCK_S
+    else:
+        # Of the lanes, not of their places: so the compiler sees that neighbours are loaded at once.
+        MEMBERS: tl.constexpr = lane_e.shape[0] // COLUMNS
+        column_e = lane_e // NEIGHBOURS % COLUMNS
+        member_e = lane_e // (NEIGHBOURS * COLUMNS) * NEIGHBOURS + lane_e % NEIGHBOURS
+        group_e, member_e = column_e // (BLOCK_S // MEMBERS), column_e % (BLOCK_S // MEMBERS) * MEMBERS + member_e
+    return group_e, member_e
 
 
 @triton.jit
-def place_of(lane_e, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
-    """The places of lanes that let the places of a column, and so the columns of a group, follow each other."""
-    MEMBERS: tl.constexpr = lane_e.shape[0] // COLUMNS
-    column_e = lane_e // NEIGHBOURS % COLUMNS
-    return column_e * MEMBERS + lane_e // (NEIGHBOURS * COLUMNS) * NEIGHBOURS + lane_e % NEIGHBOURS
+def is_expert(group, member, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Whether there is such a member of such a group."""
+    if GROUP_SIZE == BLOCK_S:
+        return group < NUM_GROUPS
+    return (group < NUM_GROUPS) & (member < GROUP_SIZE)
 
 
 @triton.jit
@@ -86,8 +93,7 @@ def rough_scores(z_te, real_te, SCORE: tl.constexpr):
         share_te = tl.where(real_te, tl.exp(z_te - greatest_t[:, None]), 0.0)
         return share_te * (1.0 / tl.sum(share_te, axis=1))[:, None]
     if SCORE == "sigmoid":
-        # Beyond 80 the score is as good as 0, and a power might overflow.
-        return 1.0 / (1.0 + tl.exp(tl.minimum(-z_te, 80.0, propagate_nan=tl.PropagateNan.ALL)))
+        return 1.0 / (1.0 + tl.exp(-z_te))
     if SCORE == "sqrt_softplus":
         power_te = tl.exp(-tl.abs(z_te))
         above_te = tl.where(z_te < 0, 0.0, z_te)
@@ -104,7 +110,7 @@ def rough_groups(
     first_tc, second_tc, GROUPS_KEPT: tl.constexpr, BY_TOP2_SUM: tl.constexpr, BLOCK_G: tl.constexpr,
     BITS: tl.constexpr, EXACT: tl.constexpr, ERROR: tl.constexpr,
 ):  # fmt: skip
-    """``[t, c]`` whether the group of each column stays; ``[t]`` whether others might; ``[t]`` whether one has a NaN."""
+    """``[t, c]`` whether the group of a column stays; ``[t]`` whether that is hidden; ``[t]`` whether it is astray."""
     COLUMNS: tl.constexpr = first_tc.shape[1]
     GROUP_BITS: tl.constexpr = log2(BLOCK_G) if BY_TOP2_SUM else BITS
     first_tgc = tl.reshape(first_tc, (first_tc.shape[0], BLOCK_G, COLUMNS // BLOCK_G))
@@ -190,7 +196,8 @@ def of_group(values_tg, BLOCK_E: tl.constexpr):
     """``[t, e]``: what holds for the group of each lane."""
     BLOCK_T: tl.constexpr = values_tg.shape[0]
     BLOCK_G: tl.constexpr = values_tg.shape[1]
-    return tl.reshape(tl.broadcast_to(values_tg[:, :, None], (BLOCK_T, BLOCK_G, BLOCK_E // BLOCK_G)), (BLOCK_T, BLOCK_E))
+    values_tgs = tl.broadcast_to(values_tg[:, :, None], (BLOCK_T, BLOCK_G, BLOCK_E // BLOCK_G))
+    return tl.reshape(values_tgs, (BLOCK_T, BLOCK_E))
 
 
 @triton.jit
@@ -221,17 +228,19 @@ def exact_groups(
 
 @triton.jit
 def exactly_chosen(
-    logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e,
+    row_ptr, bias_ptr, stride_e,
     K: tl.constexpr, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, GROUPS_KEPT: tl.constexpr, SCORE: tl.constexpr,
     BY_TOP2_SUM: tl.constexpr, RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``[t, k]`` the places of the experts, whatever the logits; ``[t]`` whether one of the logits is NaN."""
+    """``[1, k]`` the places of the experts of one token, whatever its logits, and whether one of these is NaN."""
     GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
     place_e = tl.arange(0, BLOCK_G * BLOCK_S)
-    expert_e, real_e = expert_of(place_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
-    z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
-    real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
+    group_e, member_e = place_e // BLOCK_S, place_e % BLOCK_S
+    expert_e = group_e * GROUP_SIZE + member_e
+    real_e = is_expert(group_e, member_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
+    z_e = tl.load(row_ptr + expert_e.to(tl.int64) * stride_e, mask=real_e, other=0.0).to(tl.float32)
+    z_te, real_te = z_e[None, :], real_e[None, :]
     scores_te = z_te
     if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
         scores_te = portable_scores(z_te, real_te, SCORE)
@@ -242,9 +251,7 @@ def exactly_chosen(
     if GROUPED:
         kept_tg = exact_groups(scores_te if BY_TOP2_SUM else ranking_te, real_te, GROUPS_KEPT, BY_TOP2_SUM, BLOCK_G)
         rank_te = tl.where(of_group(kept_tg, BLOCK_G * BLOCK_S), rank_te, EXCLUDED)
-    key_te = keys_of(rank_te, tl.broadcast_to(place_e[None, :], z_te.shape))
-    spoiled_t = tl.max((z_te != z_te).to(tl.int32), axis=1) > 0
-    return index_of(greatest_keys(key_te, K, BLOCK_K)), spoiled_t
+    return places_in_order(rank_te, place_e[None, :], K, BLOCK_K), tl.max((z_e != z_e).to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -311,43 +318,47 @@ def topk_gate_kernel(
         seen_t = here_t & (tl.load(mask_ptr + token_t, mask=here_t, other=0) != 0)
     lane_e = tl.arange(0, BLOCK_G * BLOCK_S)
     GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
-    place_e = place_of(lane_e, COLUMNS, NEIGHBOURS) if GROUPED and COLUMNS > 0 else lane_e
-    expert_e, real_e = expert_of(place_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
+    group_e, member_e = group_and_member(lane_e, BLOCK_S, COLUMNS if GROUPED else 0, NEIGHBOURS)
+    place_e, expert_e = group_e * BLOCK_S + member_e, group_e * GROUP_SIZE + member_e
+    real_e = is_expert(group_e, member_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
     z_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
+    place_tk = tl.full((BLOCK_T, BLOCK_K), 0, tl.int32)
+    doubtful_t = seen_t
     if COLUMNS > 0:
         PADDED: tl.constexpr = BLOCK_G * BLOCK_S != NUM_GROUPS * GROUP_SIZE
         place_tk, hidden_t, astray_t = roughly_chosen(
-            z_te, bias_ptr, place_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, EXACT,
-            PADDED, BLOCK_G, BLOCK_K, COLUMNS, NEIGHBOURS
+            z_te, bias_ptr, place_e, expert_e, real_e, K, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
+            EXACT, PADDED, BLOCK_G, BLOCK_K, COLUMNS, NEIGHBOURS
         )  # fmt: skip
-        spoiled_t = tl.full((BLOCK_T,), False, tl.int1)
-        doubtful = tl.max((seen_t & (hidden_t | astray_t)).to(tl.int32), axis=0) > 0
-        if doubtful:
-            if not (EXACT or HAS_BIAS or (RANKS_SCORES and error_of(SCORE) > 0.0) or (GROUPED and BY_TOP2_SUM)):
-                # Of logits that come from a narrower type nothing is cut off. Read again, so that no register holds
-                # them until here.
-                narrow_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
-                hidden_t &= has_bits_below(narrow_te, log2(BLOCK_G * BLOCK_S))
-                doubtful = tl.max((seen_t & (hidden_t | astray_t)).to(tl.int32), axis=0) > 0
-            if doubtful:
-                place_tk, spoiled_t = exactly_chosen(
-                    logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e, K, NUM_GROUPS, GROUP_SIZE, GROUPS_KEPT,
-                    SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, BLOCK_G, BLOCK_S, BLOCK_K
+        doubtful_t = seen_t & (hidden_t | astray_t)
+    spoiled_t = tl.full((BLOCK_T,), 0, tl.int32)
+    if tl.max(doubtful_t.to(tl.int32), axis=0) > 0:
+        # By logits, or scores with their bits.
+        BY_BITS: tl.constexpr = not HAS_BIAS and not (RANKS_SCORES and error_of(SCORE) > 0.0)
+        if COLUMNS > 0 and BY_BITS and not EXACT and not (GROUPED and BY_TOP2_SUM):
+            # Of logits that come from a narrower type a key cuts nothing off. They are read again, so that no register
+            # holds them until here.
+            again_te = loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e)
+            doubtful_t &= astray_t | has_bits_below(again_te, log2(BLOCK_G * BLOCK_S))
+        row_t = tl.arange(0, BLOCK_T)
+        for row in range(BLOCK_T):
+            is_row_t = row_t == row
+            if tl.max((is_row_t & doubtful_t).to(tl.int32), axis=0) > 0:
+                place_1k, spoiled = exactly_chosen(
+                    logits_ptr + (tl.program_id(0).to(tl.int64) * BLOCK_T + row) * stride_t, bias_ptr, stride_e, K,
+                    NUM_GROUPS, GROUP_SIZE, GROUPS_KEPT, SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS,
+                    BLOCK_G, BLOCK_S, BLOCK_K
                 )  # fmt: skip
-    else:
-        place_tk, spoiled_t = exactly_chosen(
-            logits_ptr, bias_ptr, token_t, seen_t, stride_t, stride_e, K, NUM_GROUPS, GROUP_SIZE, GROUPS_KEPT,
-            SCORE, BY_TOP2_SUM, RANKS_SCORES, HAS_BIAS, BLOCK_G, BLOCK_S, BLOCK_K
-        )  # fmt: skip
+                place_tk = tl.where(is_row_t[:, None], place_1k, place_tk)
+                spoiled_t = tl.where(is_row_t, spoiled, spoiled_t)
 
     slot_k = tl.arange(0, BLOCK_K)
     real_tk = tl.broadcast_to((slot_k < K)[None, :], (BLOCK_T, BLOCK_K))
     wanted_tk = seen_t[:, None] & real_tk
-    expert_tk, _ = expert_of(place_tk, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
-    expert_tk = tl.where(wanted_tk, expert_tk, -1)
+    expert_tk = tl.where(wanted_tk, place_tk // BLOCK_S * GROUP_SIZE + place_tk % BLOCK_S, -1)
     chosen_ptr_tk = logits_ptr + token_t[:, None] * stride_t + expert_tk.to(tl.int64) * stride_e
     chosen_tk = tl.load(chosen_ptr_tk, mask=wanted_tk, other=0.0).to(tl.float32)
-    chosen_tk = tl.where(spoiled_t[:, None], float("nan"), chosen_tk)
+    chosen_tk = tl.where(spoiled_t[:, None] > 0, float("nan"), chosen_tk)
     logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
     if WITH_LOGSUMEXP or WEIGHT_SCORE == "softmax":
         real_te = tl.broadcast_to(real_e[None, :], z_te.shape)

@@ -8,16 +8,23 @@ from torch import Tensor
 
 from moegate.ops.topk_gate.gpu_kernel import topk_gate_kernel
 from moegate.ops.topk_gate.gpu_kernel_backward import topk_gate_backward_kernel
+from moegate.ops.topk_gate.gpu_operator_large import topk_gate_statistics_large
 from moegate.ops.topk_gate.options import Mode, Options, mode_of
-from moegate.ops.topk_gate.reference import Statistics, topk_gate_statistics_reference
+from moegate.ops.topk_gate.reference import (
+    Statistics,
+    topk_gate_backward_reference,
+    topk_gate_statistics_reference,
+)
 
 _LARGEST_TILE = 4096
 _MOST_ROUNDS = 32  # experts that are chosen one after another; more of them are sorted
 _LARGEST_SORTED_TILE = 512
-_MOST_GROUPS_COMPARED = 32
+_MOST_GROUPS = 32  # of which rough keys choose
+_MOST_SLOTS = 2048  # of a gradient, all of which a program holds
+_LANES_OF_A_WARP = 1024  # that fit its registers
 _PROGRAMS_TO_FILL_A_DEVICE = 512
 _APPROXIMATED = ("softmax", "sigmoid", "sqrt_softplus")
-_ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}  # at the lower end of such a number as float32
+_ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}  # the lowest of such a number as float32
 
 
 class Tile(NamedTuple):
@@ -38,8 +45,8 @@ class Tile(NamedTuple):
 def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options) -> Tile | None:
     """The tile of a gate: a plain function of its sizes; None where a row is too large for one.
 
-    One warp holds a row, so that its reductions stay in registers. Programs of several rows keep all lanes of a warp
-    busy with weights; where there are not enough rows to fill a device, one row a program is done soonest.
+    A warp holds whole rows, so that reductions stay in its registers, as long as these suffice: several rows, whose
+    weights keep all lanes of the warp busy, or one where there are too few to fill a device, for that is done soonest.
     """
     num_groups = options.num_groups if options.groups_kept < options.num_groups else 1
     group_size = num_experts // num_groups
@@ -47,12 +54,13 @@ def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options)
     block_e, top_k = block_g * block_s, options.top_k
     if block_e > (_LARGEST_TILE if top_k <= _MOST_ROUNDS else _LARGEST_SORTED_TILE):
         return None
-    block_t = min(16, max(1, 1024 // block_e))
+    by_rough_keys = top_k <= _MOST_ROUNDS and num_groups <= _MOST_GROUPS
+    block_t = min(8 if block_e < 128 else 4, max(1, 2048 // block_e)) if by_rough_keys and top_k <= 16 else 1
     while block_t > 1 and num_tokens < block_t * _PROGRAMS_TO_FILL_A_DEVICE:
         block_t //= 2
-    columns = 0
-    if top_k <= _MOST_ROUNDS and num_groups <= _MOST_GROUPS_COMPARED:
-        columns = min(block_e, 4 * triton.next_power_of_2(max(top_k, 8)))
+    # So many that hardly ever more than three of the chosen lie in one.
+    columns = min(block_e, 4 * triton.next_power_of_2(max(top_k, 8))) if by_rough_keys else 0
+    num_warps = max(1, block_e // _LANES_OF_A_WARP)
     return Tile(
         NUM_GROUPS=num_groups,
         GROUP_SIZE=group_size,
@@ -60,67 +68,82 @@ def tile_for(num_tokens: int, num_experts: int, itemsize: int, options: Options)
         BLOCK_T=block_t,
         BLOCK_G=block_g,
         BLOCK_S=block_s,
-        # A lane of the warp for each slot.
-        BLOCK_K=max(triton.next_power_of_2(top_k), 32 // block_t),
+        BLOCK_K=_slots(top_k, block_t, num_warps),
         COLUMNS=columns,
         # As many as one load of 16 bytes brings.
         NEIGHBOURS=min(16 // itemsize, block_e // columns) if columns else 1,
-        num_warps=1 if block_e <= 2048 else 2,
+        num_warps=num_warps,
     )
+
+
+def _slots(top_k: int, block_t: int, num_warps: int) -> int:
+    """A power of two from ``top_k``, and at least so many that every thread has one."""
+    return max(int(triton.next_power_of_2(top_k)), 32 * num_warps // block_t)
 
 
 def topk_gate(
     logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, *numbers: Any
 ) -> tuple[Tensor, Tensor]:
     """Weights and experts alone."""
-    found = _gate(logits_TE, bias_E, token_mask_T, numbers, with_chosen=False)
+    found = _gate(logits_TE, bias_E, token_mask_T, Options(*numbers), with_chosen=False)
     return found.weights, found.index
 
 
 def topk_gate_statistics(
     logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, *numbers: Any
 ) -> Statistics:
-    """Everything; float64 and what is too large for a tile goes elsewhere."""
-    return _gate(logits_TE, bias_E, token_mask_T, numbers, with_chosen=True)
+    """All outputs. float64, which a kernel would have to rank by keys of more than 64 bits, goes to the reference."""
+    return _gate(logits_TE, bias_E, token_mask_T, Options(*numbers), with_chosen=True)
 
 
 def _gate(
-    logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, numbers: tuple[Any, ...], with_chosen: bool
+    logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, options: Options, with_chosen: bool
 ) -> Statistics:
-    options = Options(*numbers)
     num_tokens, num_experts = logits_TE.shape
+    tile = tile_for(num_tokens, num_experts, logits_TE.element_size(), options)
     if logits_TE.dtype == torch.float64:
         return topk_gate_statistics_reference(logits_TE, bias_E, token_mask_T, *options)
-    tile = tile_for(num_tokens, num_experts, logits_TE.element_size(), options)
     if tile is None:
-        return topk_gate_statistics_reference(logits_TE, bias_E, token_mask_T, *options)
+        return topk_gate_statistics_large(logits_TE, bias_E, token_mask_T, *options)
     mode = mode_of(options.mode)
     found = _empty_statistics(logits_TE, options.top_k, mode, with_chosen)
-    if num_tokens == 0:
-        return found
-    parameters = tile._asdict()
-    ranks_scores = bias_E is not None or mode.ranks_scores
-    exact_bits = 0 if ranks_scores and (bias_E is not None or mode.score in _APPROXIMATED) else _ZERO_BITS.get(logits_TE.dtype, 0)
-    topk_gate_kernel[(triton.cdiv(num_tokens, tile.BLOCK_T),)](
-        logits_TE, None if bias_E is None else bias_E.contiguous(), None if token_mask_T is None else token_mask_T.contiguous(),
-        *found, num_tokens, *logits_TE.stride(), float(options.scale),
-        K=options.top_k,
-        EPS=options.eps,
-        SCORE=mode.score,
-        WEIGHT_SCORE=mode.weight_score,
-        BY_TOP2_SUM=mode.groups_by_top2_sum,
-        RANKS_SCORES=ranks_scores,
-        RENORMALIZE=mode.renormalize,
-        HAS_BIAS=bias_E is not None,
-        HAS_MASK=token_mask_T is not None,
-        WITH_COUNTS=mode.with_counts,
-        WITH_LOGSUMEXP=mode.with_logsumexp,
-        WITH_CHOSEN=with_chosen,
-        EXACT=tile.BLOCK_G * tile.BLOCK_S <= 1 << exact_bits,
-        enable_fp_fusion=False,
-        **parameters,
-    )  # fmt: skip
+    if num_tokens:
+        topk_gate_kernel[(triton.cdiv(num_tokens, tile.BLOCK_T),)](
+            logits_TE,
+            None if bias_E is None else bias_E.contiguous(),
+            None if token_mask_T is None else token_mask_T.contiguous(),
+            *found,
+            num_tokens,
+            *logits_TE.stride(),
+            options.scale,
+            K=options.top_k,
+            EPS=options.eps,
+            **_choices(logits_TE, bias_E, mode, tile),
+            HAS_MASK=token_mask_T is not None,
+            WITH_CHOSEN=with_chosen,
+            **tile._asdict(),
+            enable_fp_fusion=False,
+        )
     return found
+
+
+def _choices(logits_TE: Tensor, bias_E: Tensor | None, mode: Mode, tile: Tile) -> dict[str, Any]:
+    """The parameters of the kernel that say what it computes."""
+    ranks_scores = bias_E is not None or mode.ranks_scores
+    # A logit of a narrow type leaves room below it for an index; a bias fills it, and so does a computed score.
+    ranks_logits = bias_E is None and not (mode.ranks_scores and mode.score in _APPROXIMATED)
+    room = _ZERO_BITS.get(logits_TE.dtype, 0) if ranks_logits else 0
+    return {
+        "SCORE": mode.score,
+        "WEIGHT_SCORE": mode.weight_score,
+        "BY_TOP2_SUM": mode.groups_by_top2_sum,
+        "RANKS_SCORES": ranks_scores,
+        "RENORMALIZE": mode.renormalize,
+        "HAS_BIAS": bias_E is not None,
+        "WITH_COUNTS": mode.with_counts,
+        "WITH_LOGSUMEXP": mode.with_logsumexp,
+        "EXACT": 2**room >= tile.BLOCK_G * tile.BLOCK_S,
+    }
 
 
 def _empty_statistics(logits_TE: Tensor, top_k: int, mode: Mode, with_chosen: bool) -> Statistics:
@@ -133,44 +156,59 @@ def _empty_statistics(logits_TE: Tensor, top_k: int, mode: Mode, with_chosen: bo
         logsumexp=torch.empty(num_tokens if mode.with_logsumexp else 0, dtype=torch.float64, device=device),
         chosen=torch.empty(num_tokens if with_chosen else 0, top_k, dtype=torch.float32, device=device),
     )
-def topk_gate_backward(
-    grad_weights, grad_logsumexp, grad_chosen, index, chosen, logsumexp, logits, num_experts, dtype, eps, scale, mode
-):
-    m = mode_of(mode)
-    T, K = index.shape
-    out = torch.empty(T, num_experts, dtype=dtype, device=index.device)
-    if T == 0:
-        return out
-    grads = [None if g is None else g.contiguous() for g in (grad_weights, grad_logsumexp, grad_chosen)]
+
+
+def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
+    grad_weights_TK: Tensor | None,
+    grad_logsumexp_T: Tensor | None,
+    grad_chosen_TK: Tensor | None,
+    index_TK: Tensor,
+    chosen_TK: Tensor,
+    logsumexp_T: Tensor,
+    logits_TE: Tensor | None,
+    num_experts: int,
+    dtype: torch.dtype,
+    eps: float,
+    scale: float,
+    mode: int,
+) -> Tensor:
+    """The gradient of the logits. An index that is no expert counts as an empty slot: to refuse it takes a wait."""
+    num_tokens, top_k = index_TK.shape
+    if dtype == torch.float64 or top_k > _MOST_SLOTS:
+        return topk_gate_backward_reference(
+            grad_weights_TK, grad_logsumexp_T, grad_chosen_TK, index_TK, chosen_TK, logsumexp_T, logits_TE,
+            num_experts, dtype, eps, scale, mode
+        )  # fmt: skip
+    grad_TE = torch.empty(num_tokens, num_experts, dtype=dtype, device=index_TK.device)
+    if num_tokens == 0:
+        return grad_TE
+    choice = mode_of(mode)
+    from_weights, from_logsumexp = grad_weights_TK is not None, grad_logsumexp_T is not None and logits_TE is not None
     block_e = min(1024, triton.next_power_of_2(num_experts))
-    block_t = max(1, min(4, 512 // block_e))
-    st, se = (logits.stride(0), logits.stride(1)) if logits is not None else (0, 0)
-    topk_gate_backward_kernel[(triton.cdiv(T, block_t), triton.cdiv(num_experts, block_e))](
-        *grads,
-        index,
-        chosen,
-        logsumexp,
-        logits,
-        out,
-        T,
+    num_warps = min(8, max(1, triton.next_power_of_2(top_k) // 128))
+    block_t = min(4, max(1, 1024 // block_e, 32 // triton.next_power_of_2(top_k)))
+    inputs = (grad_weights_TK, grad_logsumexp_T, grad_chosen_TK, index_TK, chosen_TK, logsumexp_T)
+    topk_gate_backward_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(num_experts, block_e))](
+        *(None if given is None else given.contiguous() for given in inputs),
+        logits_TE,
+        grad_TE,
+        num_tokens,
         num_experts,
-        st,
-        se,
-        float(scale),
-        K=K,
+        *((0, 0) if logits_TE is None else logits_TE.stride()),
+        K=top_k,
         EPS=eps,
-        WEIGHT_SCORE=m.weight_score,
-        RENORMALIZE=m.renormalize,
-        FROM_WEIGHTS=grads[0] is not None,
-        FROM_LOGSUMEXP=grads[1] is not None and logits is not None,
-        FROM_CHOSEN=grads[2] is not None,
-        HAS_LOGSUMEXP=logsumexp.numel() > 0,
-        HAS_LOGITS=logits is not None
-        and (grads[1] is not None or (grads[0] is not None and m.weight_score == "softmax")),
+        SCALE=scale,
+        WEIGHT_SCORE=choice.weight_score,
+        RENORMALIZE=choice.renormalize,
+        FROM_WEIGHTS=from_weights,
+        FROM_LOGSUMEXP=from_logsumexp,
+        FROM_CHOSEN=grad_chosen_TK is not None,
+        HAS_LOGSUMEXP=logsumexp_T.numel() > 0,
+        DENSE=logits_TE is not None and (from_logsumexp or (from_weights and choice.weight_score == "softmax")),
         BLOCK_T=block_t,
         BLOCK_E=block_e,
-        BLOCK_K=triton.next_power_of_2(K),
+        BLOCK_K=_slots(top_k, block_t, num_warps),
+        num_warps=num_warps,
+        enable_fp_fusion=True,
     )
-    return out
-
-
+    return grad_TE
