@@ -35,7 +35,7 @@ def gated(case: Case, *, blocks: bool = False, narrow: bool = False) -> Statisti
     sizes = None
     if blocks:
         capacity = sizes_for(case.logits.shape[1], numbers.top_k).capacity
-        sizes = Sizes(lanes=capacity, block=capacity, capacity=capacity, num_warps=1)
+        sizes = Sizes(lanes=capacity, depth=1, capacity=capacity, num_warps=1)
     return topk_gate_statistics_large(case.logits, case.bias, case.mask, *numbers, sizes=sizes)
 
 

@@ -16,6 +16,7 @@ from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, index_of, keys_of, ordered
 from moegate.ops.portable.gpu_kernel import score_of
 
 _NOWHERE = tl.constexpr(2**31 - 1)
+_RANK_OF_MINUS_INFINITY = tl.constexpr(-0x7F800001)
 
 
 @triton.jit
@@ -61,22 +62,36 @@ def read_values(
     row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """What some elements of a row are ordered by: a float, NaN for what is excluded or none; or an int32, then the
-    least. Also which of the elements are NaN."""
+    """What some elements of a row are ordered by, the least possible where there is none; and which of them are NaN."""
     real = place < num_values
     wide = place.to(tl.int64)
     if row_ptr.dtype.element_ty == tl.int32:
         value = tl.load(row_ptr + wide * stride_n, mask=real, other=EXCLUDED)
         spoiled = value != value
     else:
-        z = tl.load(row_ptr + wide * stride_n, mask=real, other=float("nan")).to(tl.float32)
-        spoiled = real & (z != z)
+        z = tl.load(row_ptr + wide * stride_n, mask=real, other=-float("inf")).to(tl.float32)
+        spoiled = z != z
         value = score_of(z, greatest, total, SCORE)
         if HAS_BIAS:
             value += tl.load(bias_ptr + place, mask=real, other=0.0)
-        if HAS_EXCLUDED:
-            excluded = read_excluded(excluded_ptr, place, real, excluded_stride_n, GROUP_SIZE)
-            value = tl.where(excluded, float("nan"), value)
+        if HAS_BIAS or SCORE != "identity":
+            value = tl.where(real, value, -float("inf"))
+    return value, spoiled
+
+
+@triton.jit
+def read_candidates(
+    row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
+    SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
+):  # fmt: skip
+    """As ``read_values``, but the least possible also for what is excluded."""
+    value, spoiled = read_values(
+        row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
+        SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+    )  # fmt: skip
+    if HAS_EXCLUDED:
+        excluded = read_excluded(excluded_ptr, place, place < num_values, excluded_stride_n, GROUP_SIZE)
+        value = tl.where(excluded, -float("inf"), value)
     return value, spoiled
 
 
@@ -94,7 +109,7 @@ def read_ranks(
     """The ranks of some elements of a row, and which of the elements are NaN."""
     value, spoiled = read_values(
         row_ptr, excluded_ptr, bias_ptr, place, num_values, stride_n, excluded_stride_n, greatest, total,
-        SCORE, HAS_BIAS, False, GROUP_SIZE,
+        SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
     )  # fmt: skip
     rank = rank_of(value)
     if HAS_EXCLUDED:
@@ -113,18 +128,18 @@ def read_block(
     values = ()
     spoiled_l = place_l != place_l
     for d in tl.static_range(DEPTH):
-        value_l, is_nan_l = read_values(
+        value_l, is_nan_l = read_candidates(
             row_ptr, excluded_ptr, bias_ptr, place_l + d * place_l.shape[0], num_values, stride_n, excluded_stride_n,
             greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
-        values = values + (value_l,)  # noqa: PLR6104, RUF005 - the language has no other way
+        values = values + (value_l,)  # type: ignore[assignment] # noqa: RUF005 - Triton has no other way
         spoiled_l = spoiled_l | is_nan_l
     return values, spoiled_l
 
 
 @triton.jit
 def lane_ranks(values, DEPTH: tl.constexpr):
-    """The rank of the greatest value of each lane; NaN counts as ``-inf``."""
+    """The rank of the greatest value of each lane; NaN and whatever is no candidate count as ``-inf``."""
     if values[0].dtype == tl.int32:
         rank_l = values[0]
         for d in tl.static_range(1, DEPTH):
@@ -138,7 +153,7 @@ def lane_ranks(values, DEPTH: tl.constexpr):
 
 @triton.jit
 def reaches(value, place, num_values, threshold):
-    """Which values have at least a rank, that of a float that is not NaN."""
+    """Which values have at least a rank; that of a float has to be greater than that of ``-inf``."""
     if value.dtype == tl.int32:
         return (place < num_values) & (value >= threshold)
     return value >= (threshold ^ ((threshold >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
@@ -194,13 +209,12 @@ def write_reaching(
 
 @triton.jit
 def exact_threshold(
-    row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total, least, most, K,
+    row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total, least, middle, most, K,
     lane_l, SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """As ``reached_by``, of a whole row, between two ranks; and at most as many as lie above it."""
+    """As ``reached_by``, of a whole row, between two ranks, first asking for one in the ``middle``; and at most as many
+    as lie above it."""
     above = tl.full((), 0, tl.int32)
-    # Too many candidates are mostly the equals of the first threshold, so what lies next to it is asked first.
-    middle = least + 1
     while least < most:
         count_l = tl.full(lane_l.shape, 0, tl.int32)
         for start in range(0, num_values, lane_l.shape[0]):
@@ -215,6 +229,10 @@ def exact_threshold(
         most = tl.where(count > K, most, tl.where(count == K, middle, middle - 1))
         least = tl.where(count >= K, middle, least)
         middle = between(least, most)
+        if row_ptr.dtype.element_ty != tl.int32:
+            # Between -inf and what is excluded there is nothing but NaN.
+            most = tl.where(most < _RANK_OF_MINUS_INFINITY, tl.minimum(most, EXCLUDED + 1), most)
+            middle = tl.where(most <= _RANK_OF_MINUS_INFINITY, most, middle)
     return least, above
 
 
@@ -251,7 +269,7 @@ def candidates_kernel(
     num_values, stride_t, stride_n, excluded_stride_t, excluded_stride_n, K,
     SCORE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXCLUDED: tl.constexpr, HAS_MASK: tl.constexpr,
     WITH_SPOILED: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_N: tl.constexpr, IN_ONE_BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
+    LANES: tl.constexpr, DEPTH: tl.constexpr, IN_ONE_BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """At least the ``K`` greatest of one row, as at most ``CAPACITY`` keys in any order; the rest is ``LOWEST``."""
     row = tl.program_id(0).to(tl.int64)
@@ -268,14 +286,13 @@ def candidates_kernel(
     # That number is 0, which the compiler does not know: so it can't give a thread neighbours, to be read as one word.
     # That would cost more than it saves, as what a thread writes are no neighbours.
     lane_l = tl.arange(0, LANES) ^ tl.program_id(1)
-    DEPTH: tl.constexpr = BLOCK_N // LANES
     values, spoiled_l = read_block(
         row_ptr, excluded_ptr, bias_ptr, lane_l, num_values, stride_n, excluded_stride_n,
         greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
     )  # fmt: skip
     rank_l = lane_ranks(values, DEPTH)
     if not IN_ONE_BLOCK:
-        for start in range(BLOCK_N, num_values, BLOCK_N):
+        for start in range(LANES * DEPTH, num_values, LANES * DEPTH):
             others, spoiled_too_l = read_block(
                 row_ptr, excluded_ptr, bias_ptr, start + lane_l, num_values, stride_n, excluded_stride_n,
                 greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
@@ -289,20 +306,24 @@ def candidates_kernel(
     none = tl.full((), 0, tl.int32)
     found = write_reaching(values, lane_l, num_values, threshold, keys_ptr, none, DEPTH, CAPACITY)
     if not IN_ONE_BLOCK:
-        for start in range(BLOCK_N, num_values, BLOCK_N):
+        for start in range(LANES * DEPTH, num_values, LANES * DEPTH):
             others, _ = read_block(
                 row_ptr, excluded_ptr, bias_ptr, start + lane_l, num_values, stride_n, excluded_stride_n,
                 greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE, DEPTH,
             )  # fmt: skip
             found = write_reaching(others, start + lane_l, num_values, threshold, keys_ptr, found, DEPTH, CAPACITY)
-    if (found < K) | (found > CAPACITY):
-        # Too few: what is missing are NaN, or excluded. Too many: equal values. What has been written is written over.
+    # Fewer than are wanted are greater than -inf: the rest are such, or NaN, or excluded. Too many are equal ones.
+    too_few = (values[0].dtype != tl.int32) & (threshold <= _RANK_OF_MINUS_INFINITY)
+    if too_few | (found > CAPACITY):
+        # What has been written is written over.
         tl.debug_barrier()
-        least = tl.where(found < K, EXCLUDED, threshold)
-        most = tl.where(found < K, EXCLUDED + 1, tl.max(rank_l, axis=0))
+        least = tl.where(too_few, EXCLUDED, threshold)
+        most = tl.max(rank_l, axis=0)
+        # Too many candidates are mostly equals of the first threshold, so what lies next to it is asked first.
+        middle = threshold + 1
         threshold, above = exact_threshold(
             row_ptr, excluded_ptr, bias_ptr, num_values, stride_n, excluded_stride_n, greatest, total,
-            least, most, K, lane_l, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
+            least, middle, most, K, lane_l, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
         found = write_first(
             row_ptr, excluded_ptr, bias_ptr, keys_ptr, num_values, stride_n, excluded_stride_n, greatest, total,

@@ -17,14 +17,15 @@ from moegate.ops.ordered_topk.reference import ordered_topk_reference
 
 _LARGEST_ROUNDS = (16, 1024)  # k, elements
 _LARGEST_K_OF_CANDIDATES = 2048
-_LARGEST_SORT_OF_A_PROGRAM = 512
+LARGEST_SORT_OF_A_PROGRAM = 512
+_KEYS_OF_A_PROGRAM = 1024
 
 
 class Sizes(NamedTuple):
-    """How the rows are gone through: ``block`` elements at a time, ``lanes`` side by side; room for the candidates."""
+    """How rows are gone through: ``lanes`` elements side by side, ``depth`` times at once; room for the candidates."""
 
     lanes: int
-    block: int
+    depth: int
     capacity: int
     num_warps: int
 
@@ -90,8 +91,7 @@ def topk_rows(values: Tensor, k: int, ranking: Ranking, dtype: torch.dtype = tor
     plain = ranking._replace(excluded=None, mask=None) == Ranking() and ranking.group_size == 1
     if plain and k <= most_k and num_values <= most_values:
         return _by_rounds(values, ranking, index)
-    topk_of_long_rows(values, ranking, index)
-    return index
+    return put_in_order(candidates_of(values, k, ranking).keys, index)
 
 
 def _by_rounds(values: Tensor, ranking: Ranking, index: Tensor) -> Tensor:
@@ -107,46 +107,59 @@ def _by_rounds(values: Tensor, ranking: Ranking, index: Tensor) -> Tensor:
     return index
 
 
-def topk_of_long_rows(
-    values: Tensor, ranking: Ranking, index: Tensor, with_spoiled: bool = False, sizes: Sizes | None = None
-) -> Tensor:
-    """Fills ``index [T, k]``; returns which rows hold a NaN value, ``[T]`` int32, empty unless asked for."""
+class Candidates(NamedTuple):
+    """``keys [T, C]``, the greatest of each row among them, in any order; ``spoiled [T]`` int32, which rows hold a NaN
+    value, empty unless asked for."""
+
+    keys: Tensor
+    spoiled: Tensor
+
+
+def candidates_of(
+    values: Tensor, k: int, ranking: Ranking, *, with_spoiled: bool = False, sizes: Sizes | None = None
+) -> Candidates:
+    """Keys among which are those of the ``k`` greatest of each row."""
     num_rows, num_values = values.shape
-    k = index.shape[1]
-    spoiled = torch.zeros(num_rows if with_spoiled else 0, dtype=torch.int32, device=values.device)
     if sizes is None and k > _LARGEST_K_OF_CANDIDATES:
-        keys = torch.empty(num_rows, num_values, dtype=torch.int64, device=values.device)
-        block = min(1024, triton.next_power_of_2(num_values))
-        all_keys_kernel[num_rows, triton.cdiv(num_values, block)](
-            values, ranking.excluded, ranking.bias, ranking.softmax, keys, spoiled,
-            num_values, *values.stride(), *ranking.strides(),
-            WITH_SPOILED=with_spoiled, BLOCK_N=block, **ranking.switches(),
-        )  # fmt: skip
-    else:
-        sizes = sizes_for(num_values, k) if sizes is None else sizes
-        keys = torch.empty(num_rows, sizes.capacity, dtype=torch.int64, device=values.device)
-        candidates_kernel[(num_rows,)](
-            values, ranking.excluded, ranking.bias, ranking.mask, ranking.softmax, keys, spoiled,
-            num_values, *values.stride(), *ranking.strides(), k,
-            HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, BLOCK_N=sizes.block,
-            IN_ONE_BLOCK=num_values <= sizes.block, CAPACITY=sizes.capacity, num_warps=sizes.num_warps,
-            **ranking.switches(),
-        )  # fmt: skip
-    _put_in_order(keys, index)
-    return spoiled
+        return _all_keys(values, ranking, with_spoiled)
+    sizes = sizes_for(num_values, k) if sizes is None else sizes
+    keys = torch.empty(num_rows, sizes.capacity, dtype=torch.int64, device=values.device)
+    spoiled = torch.empty(num_rows if with_spoiled else 0, dtype=torch.int32, device=values.device)
+    candidates_kernel[(num_rows,)](
+        values, ranking.excluded, ranking.bias, ranking.mask, ranking.softmax, keys, spoiled,
+        num_values, *values.stride(), *ranking.strides(), k,
+        HAS_MASK=ranking.mask is not None, WITH_SPOILED=with_spoiled, LANES=sizes.lanes, DEPTH=sizes.depth,
+        IN_ONE_BLOCK=num_values <= sizes.lanes * sizes.depth, CAPACITY=sizes.capacity, num_warps=sizes.num_warps,
+        **ranking.switches(),
+    )  # fmt: skip
+    return Candidates(keys, spoiled)
 
 
-def _put_in_order(keys: Tensor, index: Tensor) -> None:
+def _all_keys(values: Tensor, ranking: Ranking, with_spoiled: bool) -> Candidates:
+    num_rows, num_values = values.shape
+    keys = torch.empty(num_rows, num_values, dtype=torch.int64, device=values.device)
+    # Several programs look at a row.
+    spoiled = torch.zeros(num_rows if with_spoiled else 0, dtype=torch.int32, device=values.device)
+    all_keys_kernel[num_rows, triton.cdiv(num_values, _KEYS_OF_A_PROGRAM)](
+        values, ranking.excluded, ranking.bias, ranking.softmax, keys, spoiled,
+        num_values, *values.stride(), *ranking.strides(),
+        WITH_SPOILED=with_spoiled, BLOCK_N=_KEYS_OF_A_PROGRAM, **ranking.switches(),
+    )  # fmt: skip
+    return Candidates(keys, spoiled)
+
+
+def put_in_order(keys: Tensor, index: Tensor) -> Tensor:
+    """Fills ``index [T, k]`` with the indices of the greatest keys, and returns it."""
     num_rows, num_keys = keys.shape
-    if num_keys > _LARGEST_SORT_OF_A_PROGRAM:
+    if num_keys > LARGEST_SORT_OF_A_PROGRAM:
         best = keys.sort(dim=-1, descending=True).values[:, : index.shape[1]]
-        index.copy_(~best & 0xFFFFFFFF)
-        return
+        return index.copy_(~best & 0xFFFFFFFF)
     block_t = max(1, 128 // num_keys)
     sorted_keys_kernel[(triton.cdiv(num_rows, block_t),)](
         keys, index, num_rows, K=index.shape[1], CAPACITY=num_keys, BLOCK_T=block_t,
         num_warps=1 if num_keys <= 128 else 4, enable_fp_fusion=False,
     )  # fmt: skip
+    return index
 
 
 def sizes_for(num_values: int, k: int) -> Sizes:
@@ -163,9 +176,10 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     else:
         warps = 16 if num_values > 16384 else 8
     lanes = max(128 * warps, min(4 * places, 4096))
-    whole = triton.next_power_of_2(num_values)
-    block = whole if whole <= 1024 * warps else 512 * warps
-    return Sizes(lanes=lanes, block=max(lanes, block), capacity=max(16, 2 * places), num_warps=warps)
+    depth = triton.cdiv(num_values, lanes)
+    if lanes * depth > 1024 * warps:
+        depth = max(1, 512 * warps // lanes)
+    return Sizes(lanes=lanes, depth=depth, capacity=max(16, 2 * places), num_warps=warps)
 
 
 def _check(values: Tensor, k: int, excluded: Tensor | None) -> None:

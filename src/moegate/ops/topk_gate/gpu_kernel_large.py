@@ -7,6 +7,7 @@ group, ``k`` slots.
 import triton
 import triton.language as tl
 
+from moegate.ops.gpu.ranking import index_of
 from moegate.ops.portable.gpu_kernel import greatest_of_row, score_of, softmax_total
 from moegate.ops.topk_gate.gpu_kernel import weights_of
 
@@ -80,13 +81,14 @@ def group_scores_kernel(
 
 @triton.jit
 def weights_kernel(
-    logits_ptr, mask_ptr, spoiled_ptr, logsumexp_ptr, index_ptr, weights_ptr, chosen_ptr, counts_ptr,
+    logits_ptr, mask_ptr, keys_ptr, spoiled_ptr, logsumexp_ptr, index_ptr, weights_ptr, chosen_ptr, counts_ptr,
     num_tokens, stride_t, stride_e, scale,
     K: tl.constexpr, EPS: tl.constexpr, WEIGHT_SCORE: tl.constexpr, RENORMALIZE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, WITH_COUNTS: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_KEYS: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, WITH_COUNTS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The weights of the chosen experts of ``BLOCK_T`` tokens; empties the slots of masked ones, and counts."""
+    """The weights of the experts of ``BLOCK_T`` tokens; empties the slots of masked ones, and counts. The experts are
+    those of the greatest of ``BLOCK_K`` keys a token, or stand in the index already."""
     token_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slot_k = tl.arange(0, BLOCK_K)
     here_t = token_t < num_tokens
@@ -97,8 +99,12 @@ def weights_kernel(
     stored_tk = here_t[:, None] & real_tk
     wanted_tk = seen_t[:, None] & real_tk
     place_tk = token_t[:, None] * K + slot_k[None, :]
-    # The indices of a masked token are arbitrary.
-    expert_tk = tl.load(index_ptr + place_tk, mask=wanted_tk, other=-1)
+    # The keys and the indices of a masked token are arbitrary.
+    if HAS_KEYS:
+        key_tk = tl.load(keys_ptr + token_t[:, None] * BLOCK_K + slot_k[None, :], mask=here_t[:, None], other=0)
+        expert_tk = tl.where(wanted_tk, index_of(tl.sort(key_tk, descending=True)), -1)
+    else:
+        expert_tk = tl.load(index_ptr + place_tk, mask=wanted_tk, other=-1)
     row_t = logits_ptr + token_t * stride_t
     here_tk = row_t[:, None] + expert_tk.to(tl.int64) * stride_e
     chosen_tk = tl.load(here_tk, mask=wanted_tk, other=0.0).to(tl.float32)
@@ -111,7 +117,7 @@ def weights_kernel(
     # The scale is a rounding of its own.
     tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
     tl.store(chosen_ptr + place_tk, chosen_tk, mask=stored_tk)
-    if HAS_MASK:
+    if HAS_MASK or HAS_KEYS:
         tl.store(index_ptr + place_tk, expert_tk, mask=stored_tk)
     if WITH_COUNTS:
         tl.atomic_add(counts_ptr + expert_tk, 1, mask=wanted_tk, sem="relaxed")

@@ -12,7 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
-from moegate.ops.ordered_topk.gpu_operator import Ranking, Sizes, topk_of_long_rows, topk_rows
+from moegate.ops.ordered_topk.gpu_operator import (
+    LARGEST_SORT_OF_A_PROGRAM,
+    Ranking,
+    Sizes,
+    candidates_of,
+    put_in_order,
+    topk_rows,
+)
 from moegate.ops.portable.gpu_operator import row_block
 from moegate.ops.topk_gate.formula import weights_of
 from moegate.ops.topk_gate.gpu_kernel_large import group_scores_kernel, row_statistics_kernel, weights_kernel
@@ -83,9 +90,13 @@ def topk_gate_statistics_large(
         group_size=num_experts // options.num_groups if gate.is_grouped else 1,
         mask=token_mask_T,
     )
-    spoiled_T = topk_of_long_rows(logits_TE, ranking, index_TK, with_spoiled=True, sizes=sizes)
-    weigh = _weighed if options.top_k <= _LARGEST_K_OF_A_PROGRAM else _weighed_by_operators
-    return weigh(gate, index_TK, spoiled_T, logsumexp_T)
+    found = candidates_of(logits_TE, options.top_k, ranking, with_spoiled=True, sizes=sizes)
+    if found.keys.shape[1] <= LARGEST_SORT_OF_A_PROGRAM:
+        return _weighed(gate, found.keys, index_TK, found.spoiled, logsumexp_T)
+    put_in_order(found.keys, index_TK)
+    if options.top_k <= _LARGEST_K_OF_A_PROGRAM:
+        return _weighed(gate, None, index_TK, found.spoiled, logsumexp_T)
+    return _weighed_by_operators(gate, index_TK, found.spoiled, logsumexp_T)
 
 
 def _row_statistics(gate: _Gate) -> tuple[Tensor | None, Tensor]:
@@ -125,20 +136,23 @@ def _dropped_groups(gate: _Gate, softmax_T2: Tensor | None) -> Tensor:
     return dropped_TG.scatter_(1, topk_rows(group_TG, gate.options.groups_kept, Ranking()), False)
 
 
-def _weighed(gate: _Gate, index_TK: Tensor, spoiled_T: Tensor, logsumexp_T: Tensor) -> Statistics:
-    """The whole result, from the experts of every token, which are arbitrary for masked ones."""
+def _weighed(
+    gate: _Gate, keys_TC: Tensor | None, index_TK: Tensor, spoiled_T: Tensor, logsumexp_T: Tensor
+) -> Statistics:
+    """The whole result, from the candidates of every token, or from its experts; masked ones have any."""
     (num_tokens, num_experts), top_k = gate.logits.shape, gate.options.top_k
     weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=index_TK.device)
     chosen_TK = torch.empty_like(weights_TK)
     with_counts = gate.mode.with_counts
     counts_E = torch.zeros(num_experts if with_counts else 0, dtype=torch.int64, device=index_TK.device)
-    block_k = triton.next_power_of_2(top_k)
+    block_k = triton.next_power_of_2(top_k) if keys_TC is None else keys_TC.shape[1]
     block_t = max(1, 128 // block_k)
     weights_kernel[(triton.cdiv(num_tokens, block_t),)](
-        gate.logits, gate.token_mask, spoiled_T, logsumexp_T, index_TK, weights_TK, chosen_TK, counts_E,
+        gate.logits, gate.token_mask, keys_TC, spoiled_T, logsumexp_T, index_TK, weights_TK, chosen_TK, counts_E,
         num_tokens, *gate.logits.stride(), float(gate.options.scale),
         K=top_k, EPS=gate.options.eps, WEIGHT_SCORE=gate.mode.weight_score, RENORMALIZE=gate.mode.renormalize,
-        HAS_MASK=gate.token_mask is not None, HAS_LOGSUMEXP=gate.needs_logsumexp, WITH_COUNTS=with_counts,
+        HAS_MASK=gate.token_mask is not None, HAS_KEYS=keys_TC is not None,
+        HAS_LOGSUMEXP=gate.needs_logsumexp, WITH_COUNTS=with_counts,
         BLOCK_T=block_t, BLOCK_K=block_k, num_warps=1 if block_k <= 128 else 4, enable_fp_fusion=False,
     )  # fmt: skip
     kept_T = logsumexp_T if gate.mode.with_logsumexp else logsumexp_T[:0]
