@@ -13,7 +13,8 @@ from triton_support import only_on_triton
 import moegate
 from moegate.balance import controllers, losses
 
-pytestmark = only_on_triton
+# Infinities and NaN are the interpreter's daily bread.
+pytestmark = [only_on_triton, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")]
 
 HIDDEN, WIDTH, EXPERTS = 16, 24, 8
 
