@@ -69,14 +69,15 @@ def combine_dots_kernel(
         column_d = start + tl.arange(0, BLOCK_D)
         hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
         sum_td = tl.full((BLOCK_T, BLOCK_D), 0.0, WIDE)
-        pieces, uses = (), ()
+        pieces, uses, factors = (), (), ()
         for step in tl.static_range(K):
             slot_t = token_t * K + step
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t, num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-            sum_td = with_term(sum_td, row_td, weight_of(weights_ptr, slot_t, used_t, True), used_t, True)
             pieces, uses = pieces + (row_td,), uses + (used_t,)
+            factors = factors + (weight_of(weights_ptr, slot_t, used_t, True),)
         for step in tl.static_range(K):
+            sum_td = with_term(sum_td, pieces[step], factors[step], uses[step], True)
             dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
         write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)
     write_dots(dots_tk, dots_ptr, token_t, here_t, 0, K)
