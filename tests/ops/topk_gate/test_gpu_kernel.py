@@ -291,7 +291,7 @@ def test_rough_scores_are_close(score: str) -> None:
     rough, portable = torch.empty(4096), torch.empty(4096)
     both_scores[(1,)](z, rough, portable, SCORE=score, BLOCK=4096)
     error = float(((rough - portable).abs() / (1 + portable.abs())).max())
-    assert error <= gpu_kernel.error_of(score) / 4
+    assert error <= gpu_kernel.error_of(score) / 8
 
 
 # --- the gradient -------------------------------------------------------------------------------------------------
