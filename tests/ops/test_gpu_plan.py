@@ -97,7 +97,9 @@ def test_every_digit_tells_experts_apart(way: str, num_experts: int) -> None:
 
 
 @only_on_triton
-@pytest.mark.parametrize("make", [lambda: drawn(523, 5, 257), lambda: torch.full((1301, 2), 256), lambda: drawn(1, 2003, 257)])
+@pytest.mark.parametrize(
+    "make", [lambda: drawn(523, 5, 257), lambda: torch.full((1301, 2), 256), lambda: drawn(1, 2003, 257)]
+)
 @pytest.mark.parametrize("capacity", [None, 5])
 def test_as_many_slots_as_take_two_launches(make: Callable[[], Tensor], capacity: int | None) -> None:
     index = make()
@@ -137,9 +139,7 @@ def test_the_sizes_fit(num_slots: int, num_experts: int) -> None:
     ("tokens", "top_k", "num_experts", "launches"),
     [(1, 8, 128, 1), (64, 8, 256, 1), (64, 16, 256, 1), (257, 4, 32, 2), (5, 4, MOST_BINS + 1, 0), (0, 4, 8, 1)],
 )
-def test_launches(
-    tokens: int, top_k: int, num_experts: int, launches: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launches(tokens: int, top_k: int, num_experts: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for a decoding step; and nothing that makes Python wait."""
     from triton.runtime.interpreter import GridExecutor
 
