@@ -40,12 +40,9 @@ LOSSES = (losses.load_balance, losses.router_z, losses.sequence_load_balance)
 RULES = {
     "topk": moegate.recipes.topk(2),
     "switch": moegate.recipes.switch(),
-    "st_moe": moegate.recipes.st_moe(),
     "deepseek_v3": moegate.recipes.deepseek_v3(2, num_groups=4, groups_kept=2),
-    "deepseek_v4": moegate.recipes.deepseek_v4(3),
     "llama4": moegate.recipes.llama4(),
     "noisy_topk": moegate.recipes.noisy_topk(),
-    "relu": moegate.recipes.relu(),
 }
 
 
@@ -74,8 +71,6 @@ def test_a_step_of_decoding(name: str, tokens: int, monkeypatch: pytest.MonkeyPa
 
 CAPACITIES = {
     "weight": moegate.Capacity(1.0, drop="weight"),
-    "random": moegate.Capacity(1.0, drop="random"),
-    "batch_priority": moegate.Capacity(1.0, drop="batch_priority"),
     "sequence": moegate.Capacity(1.0, scope="sequence"),
     "after": moegate.Capacity(places=2, weigh="after"),
 }

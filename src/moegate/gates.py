@@ -133,9 +133,9 @@ class LinearGate(Gate):
             nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        check_hidden(hidden, self.hidden_size)
-        if not self.float32 or type(self).logits is not LinearGate.logits or not takes(hidden, self.weight):
+        if not (self.float32 and takes(hidden, self.weight) and type(self).logits is LinearGate.logits):
             return super().forward(hidden, previous_logits)
+        check_hidden(hidden, self.hidden_size)
         # What widening both would give, without wide copies of all tokens.
         logits_TE = wide_linear(hidden.reshape(-1, self.hidden_size), self.weight)
         logits = logits_TE.view(*hidden.shape[:-1], self.num_experts)

@@ -15,16 +15,16 @@ from moegate.ops.wide_linear.operators import WIDE_LINEAR
 __all__ = ["takes", "wide_linear"]
 
 
-def takes(hidden: Tensor, weight_ED: Tensor) -> bool:
+def takes(hidden: object, weight_ED: Tensor) -> bool:
     """Whether there is a kernel for these: else widen them, and leave the product to PyTorch.
 
     Example:
         >>> takes(torch.ones(1, 2), torch.ones(3, 2))
         False
     """
-    if not served_by_triton(hidden.device) or hidden.device != weight_ED.device:
+    if not isinstance(hidden, Tensor) or not served_by_triton(hidden.device) or is_transformed():
         return False
-    return hidden.dtype is weight_ED.dtype is torch.bfloat16 and not is_transformed()
+    return hidden.dtype is weight_ED.dtype is torch.bfloat16 and hidden.device == weight_ED.device
 
 
 def wide_linear(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
