@@ -267,7 +267,8 @@ def scores_of(z_tk, logsumexp_t, real_tk, SCORE: tl.constexpr):
     if SCORE == "softmax_selected":
         greatest_t = tl.max(tl.where(real_tk & (z_tk == z_tk), z_tk, _NEGATIVE_INFINITY), axis=1)
         share_tk = tl.where(real_tk, tl.exp(z_tk - greatest_t[:, None]), 0.0)
-        return share_tk / tl.sum(share_tk, axis=1)[:, None]
+        total_t = tl.sum(share_tk, axis=1)
+        return share_tk / tl.where(total_t == 0.0, 1.0, total_t)[:, None]  # 0 of a token without experts
     if SCORE == "sigmoid":
         return 1.0 / (1.0 + tl.exp(-z_tk))
     if SCORE == "sqrt_softplus":

@@ -13,9 +13,9 @@ def times_slope(grad_tk, z_tk, score_tk, SCORE: tl.constexpr):
     if SCORE == "sigmoid":
         return grad_tk * (score_tk * (1.0 / (1.0 + tl.exp(z_tk))))
     if SCORE == "sqrt_softplus":
-        # sigmoid(z) / (2 s); in the tail both are exp(z), and s its root.
+        # sigmoid(z) / (2 s); in the tail both are exp(z), and s its root. An empty slot has a score of 0.
         in_tail_tk = z_tk < -40.0
-        body_tk = (1.0 / (1.0 + tl.exp(-z_tk))) / (2.0 * tl.where(in_tail_tk, 1.0, score_tk))
+        body_tk = (1.0 / (1.0 + tl.exp(-z_tk))) / (2.0 * tl.where(in_tail_tk | (score_tk == 0.0), 1.0, score_tk))
         return grad_tk * tl.where(in_tail_tk, score_tk * 0.5, body_tk)
     if SCORE == "relu":
         return tl.where(z_tk <= 0, 0.0, grad_tk)
