@@ -169,8 +169,9 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     elements a thread stays in registers; a longer one is read twice, the second time from the cache.
     """
     places = triton.next_power_of_2(k)
-    if num_values <= 1024 and k <= 64:
-        warps = 1
+    # Every warp takes part in the search for the threshold, so few of them do least work, and many wait least.
+    if num_values <= 2048 and k <= 64:
+        warps = 1 if num_values <= 1024 else 2
     elif num_values <= 16384 and k <= 512:
         warps = 4
     else:
