@@ -88,6 +88,13 @@ def trained_mixture(num_tokens: int, hidden_size: int, inner_size: int, num_expe
     OPERATORS.trained_mixture_backward(*given, True, True, True)
 
 
+def logits(num_tokens: int, hidden_size: int, num_experts: int) -> None:
+    """A router's product, and its gradients."""
+    hidden, weight = new(num_tokens, hidden_size, dtype=BFLOAT16), new(num_experts, hidden_size, dtype=BFLOAT16)
+    OPERATORS.wide_linear(hidden, weight)
+    OPERATORS.wide_linear_backward(new(num_tokens, num_experts), hidden, weight, True, True)
+
+
 def order() -> None:
     for num_experts, k in ((256, 8), (512, 22), (8192, 700), (65536, 64), (9000, 9000)):
         ordered_topk(new(4096, num_experts), k)
@@ -144,5 +151,7 @@ CASES: dict[str, Callable[[], None]] = {
     "mixture T32": partial(mixture, 32, 2048, 768, 128, 8),
     "mixture T8192": partial(mixture, 8192, 2048, 768, 128, 8),
     "mixture in training": partial(trained_mixture, 8192, 2048, 768, 128, 8),
+    "logits T1": partial(logits, 1, 2048, 128),
+    "logits T8192": partial(logits, 8192, 2048, 128),
     "order": order,
 }

@@ -13,7 +13,8 @@ from triton_support import only_on_triton
 import moegate
 from moegate.balance import controllers, losses
 
-pytestmark = only_on_triton
+# Infinities and NaN are the interpreter's daily bread.
+pytestmark = [only_on_triton, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")]
 
 HIDDEN, WIDTH, EXPERTS = 16, 24, 8
 
@@ -39,12 +40,9 @@ LOSSES = (losses.load_balance, losses.router_z, losses.sequence_load_balance)
 RULES = {
     "topk": moegate.recipes.topk(2),
     "switch": moegate.recipes.switch(),
-    "st_moe": moegate.recipes.st_moe(),
     "deepseek_v3": moegate.recipes.deepseek_v3(2, num_groups=4, groups_kept=2),
-    "deepseek_v4": moegate.recipes.deepseek_v4(3),
     "llama4": moegate.recipes.llama4(),
     "noisy_topk": moegate.recipes.noisy_topk(),
-    "relu": moegate.recipes.relu(),
 }
 
 
@@ -73,8 +71,6 @@ def test_a_step_of_decoding(name: str, tokens: int, monkeypatch: pytest.MonkeyPa
 
 CAPACITIES = {
     "weight": moegate.Capacity(1.0, drop="weight"),
-    "random": moegate.Capacity(1.0, drop="random"),
-    "batch_priority": moegate.Capacity(1.0, drop="batch_priority"),
     "sequence": moegate.Capacity(1.0, scope="sequence"),
     "after": moegate.Capacity(places=2, weigh="after"),
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moegate.arguments import check_hidden
+from moegate.ops.wide_linear import takes, wide_linear
 from moegate.parts import check_choice, check_integer, check_positive, check_positive_integer
 from moegate.precision import without_autocast
 
@@ -130,6 +131,15 @@ class LinearGate(Gate):
         _reset_linear(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        if not (self.float32 and takes(hidden, self.weight) and type(self).logits is LinearGate.logits):
+            return super().forward(hidden, previous_logits)
+        check_hidden(hidden, self.hidden_size)
+        # What widening both would give, without wide copies of all tokens.
+        logits_TE = wide_linear(hidden.reshape(-1, self.hidden_size), self.weight)
+        logits = logits_TE.view(*hidden.shape[:-1], self.num_experts)
+        return logits if self.bias is None else logits + self.bias
 
     def logits(self, hidden: Tensor) -> Tensor:
         bias = None if self.bias is None else self._wide(self.bias, hidden)

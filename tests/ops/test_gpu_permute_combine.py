@@ -130,7 +130,7 @@ def test_what_lies_outside_counts_as_nothing(changes: str) -> None:
 
 @only_on_triton
 def test_places_that_contradict_each_other() -> None:
-    """Rows are what ``slot`` says, sums what ``inverse`` says; a slot may have several rows, and a row several slots."""
+    """Rows are what ``slot`` says, sums what ``inverse`` says; a slot may have two rows, and a row two slots."""
     hidden, rows, weights, places = drawn("padded", torch.bfloat16)
     for _ in range(3):
         slot = torch.randint(-1, places.inverse.numel(), places.slot.shape)

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from triton_support import not_on_triton
 
 from moegate.ops.library import KERNELS, available_isas, forced_isa
 from moegate.ops.ordered_topk import ordered_topk
 from moegate.ops.ordered_topk.algorithms import ALGORITHMS, BLOCK_SIZE, NAMES, scratch_bytes, topk_by_algorithm
 
+pytestmark = not_on_triton("a study of algorithms on the CPU")
 needs_kernels = pytest.mark.skipif(not KERNELS.loaded, reason=f"without the C++ kernels: {KERNELS.reason}")
 SIZES = [1, 2, 7, 16, 17, 64, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 5]
 

@@ -56,9 +56,10 @@ def every_second(source, target):
 
 
 @triton.jit
-def copy_of_exp(target):
+def exp_and_max(target):
     lane = tl.arange(0, 2)
-    tl.store(target + lane, tl.exp(tl.load(target + lane)))
+    value = tl.exp(tl.load(target + lane))
+    tl.store(target + lane, tl.maximum(value, tl.max(value, axis=0)))
 
 
 @triton.jit
@@ -110,10 +111,13 @@ def test_programs_that_return_early_are_no_race() -> None:
     assert target.tolist() == [0, 0, 2, 0, 4, 0, 6, 0]
 
 
-def test_infinities_raise_no_warning() -> None:
+def test_infinities_and_nan_raise_no_warning() -> None:
     target = torch.tensor([1e30, float("inf")])
-    copy_of_exp[(1,)](target)
+    exp_and_max[(1,)](target)
     assert target.tolist() == [math.inf, math.inf]
+    target[:] = float("nan")
+    exp_and_max[(1,)](target)
+    assert target.isnan().all()
 
 
 def test_a_store_of_different_values_to_one_address() -> None:

@@ -9,6 +9,7 @@ there, and one whose programs race gives the same result every time. Here both a
 - a store of different values to one address.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,8 +163,9 @@ class Sanitizer:
     def _watched(self, kernel: str, arguments: tuple[Any, ...]) -> Iterator[None]:
         self.launches.append(Launch(kernel, *extents(arguments)))
         try:
-            # A kernel computes with infinities and NaN as a GPU does, which has no warnings.
-            with np.errstate(all="ignore"):
+            # A kernel computes with infinities and NaN as a GPU does, which has no warnings; NumPy has two kinds.
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
                 yield
             if not self.may_race:
                 self.launch.finish()

@@ -109,7 +109,7 @@ class Case:
         work: for the physical floor; None where there is none worth naming.
         missing: variant -> why it is not here.
         facts: further values that are kept with the row, computed after the times; each takes no argument.
-        parts: what the first of ours is made of, to be timed beside it and compared with nothing.
+        parts: gives what the first of ours is made of, to be timed beside it and compared with nothing.
         target: what is to be reached.
     """
 
@@ -121,7 +121,7 @@ class Case:
     work: Work | None = None
     missing: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    parts: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    parts: Callable[[], dict[str, Callable[[], Any]]] = dict
     target: Target | None = None
 
 

@@ -23,6 +23,9 @@ class PaddedPlan(RowPlan):
 def padded_plan(routing: Routing, capacity: int | None = None, *, weight_input: bool = False) -> PaddedPlan:
     """The plan of a routing with ``capacity`` rows for each expert; by default as many as the fullest needs.
 
+    It reads the fullest expert's load, with a given ``capacity`` too: on a GPU the host waits for that number, so that
+    this plan can't be captured in a CUDA graph; the sorted one can.
+
     Raises:
         ValueError: when an expert has more assignments than ``capacity``: drop them by the rule's ``Capacity`` first.
 

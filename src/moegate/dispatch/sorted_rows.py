@@ -9,7 +9,7 @@ from moegate.records import Routing
 
 @dataclass(frozen=True, eq=False)
 class SortedPlan(RowPlan):
-    """As many rows as there are assignments. Compiled or mapped, ``T · K`` rows: the empty ones lie at the end."""
+    """As many rows as there are assignments; on a GPU, compiled or mapped, ``T · K``: the empty ones lie at the end."""
 
 
 def sorted_plan(routing: Routing, *, weight_input: bool = False) -> SortedPlan:

@@ -27,6 +27,7 @@ TRITON_KEYS = {
     Server.INTERPRETER: ("CUDA", "XPU", "CPU"),
 }[SERVER]
 """PyTorch's dispatch keys of the devices that Triton kernels serve."""
+_TRITON_DEVICES = frozenset(key.lower() for key in TRITON_KEYS) if HAS_TRITON else frozenset()
 IMPLEMENTED: dict[str, str] = {}
 """The operators that have Triton kernels: name -> ``"package.module:function"``."""
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -93,7 +94,7 @@ def served_by_triton(device: torch.device) -> bool:
         >>> served_by_triton(torch.device("meta"))
         False
     """
-    return HAS_TRITON and device.type.upper() in TRITON_KEYS
+    return device.type in _TRITON_DEVICES
 
 
 @cache

@@ -22,6 +22,8 @@ class Operator:
 
 
 _PURPOSES = {
+    "wide_linear": "a router's float32 logits from bfloat16",
+    "wide_linear_backward": "their gradients",
     "topk_gate": "experts and weights from logits, in one pass",
     "topk_gate_backward": "the gradient of the weights, from [T, K] data",
     "portable_scores": "scores with the same bits on every device",
@@ -37,6 +39,8 @@ _PURPOSES = {
     "grouped_mm": "one matrix product per expert over sorted rows",
 }
 _REFERENCE_ONLY = {
+    "wide_linear": "on the CPU a router widens what it multiplies",
+    "wide_linear_backward": "on the CPU a router widens what it multiplies",
     "grouped_mm": "matrix products are PyTorch's",
     "trained_mixture": "on the CPU a layer in training calls plan, permute, experts and combine",
     "trained_mixture_backward": "on the CPU a layer in training calls plan, permute, experts and combine",
@@ -52,7 +56,7 @@ def operators() -> tuple[Operator, ...]:
 
     Example:
         >>> [operator.name for operator in operators()][:2]
-        ['topk_gate', 'topk_gate_backward']
+        ['wide_linear', 'wide_linear_backward']
     """
     return tuple(Operator(name, purpose, *_on_cpu(name), *_on_gpu(name)) for name, purpose in _PURPOSES.items())
 

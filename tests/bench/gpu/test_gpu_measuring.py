@@ -69,7 +69,7 @@ def test_the_cold_time_is_that_of_all_copies():
 
 
 def test_parts_are_timed_beside_and_give_the_share():
-    case = case_of(ours(), parts={PRODUCTS: lambda: None, "combine": lambda: None}, target=Target(share=1.0))
+    case = case_of(ours(), parts=lambda: {PRODUCTS: lambda: None, "combine": lambda: None}, target=Target(share=1.0))
     row = row_of(case)
     assert set(row["parts"]) == {PRODUCTS, "combine"}
     (judgement,) = row["judged"]

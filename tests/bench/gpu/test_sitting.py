@@ -10,7 +10,7 @@ import time
 import pytest
 
 from moegate.bench.gpu import sitting as module
-from moegate.bench.gpu.entries import SUITES
+from moegate.bench.gpu.entries import DECODED, SUITES
 from moegate.bench.gpu.sitting import Plan, Sitting, chosen_suites
 
 # Stands for the process of a suite; it measures one case with three peers, of which one may misbehave.
@@ -44,11 +44,11 @@ note.unlink()
 def sit(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.02)
 
-    def run(behaviour, suites=("gate",), **more):
+    def run(behaviour, suites=("gate",), seconds=60, **more):
         script = tmp_path / "process.py"
         script.write_text(PROCESS.replace("BEHAVIOUR", behaviour))
         said = []
-        plan = Plan(suites=suites, seconds=60, process=(str(script),), **more)
+        plan = Plan(suites=suites, seconds=seconds, process=(str(script),), **more)
         found = Sitting(plan, tmp_path / "out", said.append)
         return found.run(), found.notebook.rows(), "\n".join(said), tmp_path / "out"
 
@@ -83,6 +83,16 @@ def test_a_process_that_hangs_is_ended(sit):
     assert status == 0
     (row,) = case_rows(rows)
     assert row["variants"]["bad"]["trouble"].endswith("s at bad: check")
+
+
+def test_when_the_time_is_over_nobody_is_blamed(sit, monkeypatch):
+    monkeypatch.setattr(module, "_GRACE", 0.0)
+    status, rows, said, folder = sit("time.sleep(1000)", suites=("decode",), seconds=1.0)
+    assert status == 1  # nothing at all was measured
+    assert [row["skipped"] for row in rows] == ["the time was over"] * len(DECODED)
+    assert not any("lost" in row for row in rows)
+    assert "skipped, the time was over: decode decode bf16 T=1 " in said
+    assert "## Not reached in time" in (folder / "cuda.md").read_text()
 
 
 def test_a_process_that_never_begins_is_a_failure(tmp_path):

@@ -58,7 +58,7 @@ def test_results_go_to_the_clone_and_those_of_a_rehearsal_do_not(sittings, monke
     [
         ({"device": "tpu"}, "There is no device 'tpu'"),
         ({"suite": "topk"}, "There is no benchmark 'topk' for a GPU"),
-        ({"only": "nothing,none"}, "No case has 'nothing' or 'none' in its name"),
+        ({"only": "absent,none such"}, "No case has 'absent' or 'none such' in its name"),
         ({"seconds": 0.0}, "above 0"),
         ({"seconds": float("nan")}, "above 0"),
     ],

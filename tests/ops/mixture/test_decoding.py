@@ -19,9 +19,8 @@ def given(shape: tuple[int, ...], dtype: torch.dtype, activation: str = "swiglu"
     index_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
     up = torch.randn(num_experts, (2 if activation in GATED else 1) * width, hidden_size) / hidden_size**0.5
     down_EDF = torch.randn(num_experts, hidden_size, width) / width**0.5
-    return (
-        torch.randn(tokens, hidden_size).to(dtype), index_TK, torch.rand(tokens, top_k), up.to(dtype), down_EDF.to(dtype)
-    )  # fmt: skip
+    hidden_TD, weights_TK = torch.randn(tokens, hidden_size), torch.rand(tokens, top_k)
+    return hidden_TD.to(dtype), index_TK, weights_TK, up.to(dtype), down_EDF.to(dtype)
 
 
 def decoded(inputs: tuple[Tensor, ...], activation: str, weight_input: bool = False) -> Tensor:

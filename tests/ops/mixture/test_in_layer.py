@@ -11,6 +11,8 @@ from triton_support import ON_TRITON
 import moegate
 from moegate.ops import mixture
 
+# Infinities and NaN are the interpreter's daily bread.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 DTYPES = (torch.float32, torch.bfloat16)
 
 

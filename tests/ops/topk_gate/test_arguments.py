@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from triton_support import examples
+from triton_support import ON_TRITON, examples
 
 from moegate.ops import library
 from moegate.ops.topk_gate import topk_gate
@@ -14,7 +14,7 @@ from moegate.ops.topk_gate.options import Mode, mode_of, options_for
 
 GOOD: dict[str, Any] = {"top_k": 2, "score": "sigmoid"}
 needs_kernels = pytest.mark.skipif(
-    not library.KERNELS.loaded, reason=f"needs the CPU kernels: {library.KERNELS.reason}"
+    not (library.KERNELS.loaded or ON_TRITON), reason=f"needs kernels: {library.KERNELS.reason}"
 )
 
 
@@ -156,7 +156,7 @@ def test_the_operator_accepts_only_what_fits(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_the_gradient_accepts_only_what_fits(data: st.DataObject) -> None:
     good: list[Any] = [
-        torch.randn(3, 2), torch.randn(3).double(), torch.randn(3, 2), torch.zeros(3, 2, dtype=torch.int64),
+        torch.randn(3, 2), torch.randn(3).double(), torch.randn(3, 2), torch.arange(6).view(3, 2),
         torch.randn(3, 2), torch.randn(3).double(), torch.randn(3, 8), 8, torch.float32, 1e-20, 1.0, 0,
     ]  # fmt: skip
     place = data.draw(st.integers(0, len(good) - 1))
@@ -176,14 +176,14 @@ def test_the_gradient_accepts_only_what_fits(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "sentence"),
     [
-        (0, torch.randn(3, 8).double(), "logits must be float32, bfloat16 or float16, got Double."),
+        (0, torch.randn(3, 8).double(), "logits must be float32, bfloat16 or float16, got .*."),
         (0, torch.randn(8), "logits must have 2 dimensions, got 1."),
         (1, torch.randn(7), "bias must hold one value for each of 8 experts, got 7."),
         (2, torch.ones(2, dtype=torch.bool), "token_mask must hold one value for each of 3 tokens, got 2."),
         (3, 9, "top_k=9 is out of range: choose from 1 to 8."),
         (4, 3, "8 experts do not divide into num_groups=3 equal groups."),
         (5, 5, "groups_kept=5 is out of range: choose from 1 to 4."),
-        (6, -1.0, "eps must not be negative or NaN, got -1."),
+        (6, -1.0, "eps must not be negative or NaN, got -1.*."),
         (7, float("nan"), "scale must be a number, got nan."),
         (8, 99999, "mode=99999 does not describe a gate: build it with moegate.ops.topk_gate."),
     ],
@@ -191,7 +191,7 @@ def test_the_gradient_accepts_only_what_fits(data: st.DataObject) -> None:
 def test_sentences_of_the_operator(place: int, value: Any, sentence: str) -> None:
     inputs: list[Any] = [torch.randn(3, 8), torch.randn(8), torch.ones(3, dtype=torch.bool), 2, 4, 2, 1e-20, 1.0, 0x22]
     inputs[place] = value
-    with pytest.raises(RuntimeError, match=f"^{sentence}$".replace("[", r"\[")):
+    with pytest.raises((RuntimeError, ValueError), match=f"^{sentence}$".replace("[", r"\[")):
         torch.ops.moegate.topk_gate(*inputs)
 
 

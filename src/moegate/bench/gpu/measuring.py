@@ -13,7 +13,7 @@ from moegate.bench.measuring import ratios
 from moegate.bench.results import Row
 
 CAPTURE = "capture"
-_WARM, _COLD = "", " (cold)"
+_WARM, _COLD, _PART = "", " (cold)", "part "
 
 
 class Spoiled(Exception):
@@ -99,8 +99,11 @@ class Measurement:
         return None if verdict is None else f"wrong: {verdict}"
 
     def _prepared_parts(self) -> dict[str, Run]:
-        wanted = {_part(name): call for name, call in self._case.parts.items() if _part(name) not in self._known.lost}
-        return {name: self._captured(name, [call]) for name, call in wanted.items()}
+        ours = next(variant.name for variant in self._case.variants if variant.ours)
+        if ours in self._trouble:
+            return {}
+        calls = {_part(name): call for name, call in self._case.parts().items()}
+        return {name: self._captured(name, [call]) for name, call in calls.items() if name not in self._known.lost}
 
     def _written(self, limits: CardLimits, timings: dict[str, Timing]) -> Row:
         case = self._case
@@ -112,7 +115,7 @@ class Measurement:
             "variants": {variant.name: self._entry(variant, timings) for variant in case.variants},
             "missing": case.missing,
             "ratios": ratios(case, {v.name: timings[v.name] for v in case.variants if v.name in timings}),
-            "parts": {name: asdict(timings[_part(name)]) for name in case.parts if _part(name) in timings},
+            "parts": {name.removeprefix(_PART): asdict(timings[name]) for name in timings if name.startswith(_PART)},
             "facts": {name: fact() for name, fact in case.facts.items()},
         }
         if floor is not None and case.work is not None:
@@ -135,4 +138,4 @@ class Measurement:
 
 
 def _part(name: str) -> str:
-    return f"part {name}"
+    return _PART + name

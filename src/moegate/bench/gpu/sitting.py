@@ -1,7 +1,6 @@
 """A sitting: every suite in a process of its own, within a budget; what ends badly costs no more than itself."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -46,6 +45,14 @@ class Plan:
     process: tuple[str, ...] = _PROCESS
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended that was not done; ``late`` when that was for the time of its suite."""
+
+    reason: str
+    late: bool = False
+
+
 class Sitting:
     """Runs the suites of a plan one after the other."""
 
@@ -76,19 +83,32 @@ class Sitting:
     def _run_suite(self, suite: str, seconds: float) -> None:
         until = time.monotonic() + seconds
         for _ in range(_RESTARTS):
-            status, reason = self._run_process(suite, until)
-            if status == 0:
+            ended = self._run_process(suite, until)
+            if ended is None:
                 return
-            self._say(f"   {suite}: {reason}; it goes on without what was at work")
+            if ended.late or time.monotonic() > until:
+                self._skip_the_rest(suite)
+                return
+            self._say(f"   {suite}: {ended.reason}; it goes on without what was at work")
             if self.notebook.current() is None:  # it did not come as far as the first case
                 break
-            self.notebook.blame(reason)
-        self.notebook.append(self._unfinished(suite))
+            self.notebook.blame(ended.reason)
+        self.notebook.append({"suite": suite, "key": suite, "unfinished": "its process ended again and again"})
 
-    def _unfinished(self, suite: str) -> dict[str, object]:
-        return {"suite": suite, "key": suite, "unfinished": "its process ended again and again"}
+    def _skip_the_rest(self, suite: str) -> None:
+        """Names what was not reached; who was at work when the time was over is not to blame."""
+        current = self.notebook.current()
+        self.notebook.forget()
+        done = {row["key"] for row in self.notebook.rows() if row["suite"] == suite and "lost" not in row}
+        for key in keys(suite):
+            if key not in done and wanted(suite, key, self.plan.only):
+                begun = current is not None and current["key"] == key
+                reason = "the time was over while it was measured" if begun else "the time was over"
+                self.notebook.append({"suite": suite, "key": key, "skipped": reason})
+                self._say(f"skipped, {reason}: {suite} {key}")
 
-    def _run_process(self, suite: str, until: float) -> tuple[int, str]:
+    def _run_process(self, suite: str, until: float) -> "Ended | None":
+        """None when the suite is done; else how its process ended."""
         plan = self.plan
         left = max(0.0, until - time.monotonic())
         values = (self.folder, self.notebook.sitting, suite, plan.device, left, ",".join(plan.only))
@@ -102,17 +122,18 @@ class Sitting:
             _end(process)
             raise
 
-    def _watch(self, process: "subprocess.Popen[bytes]", latest: float) -> tuple[int, str]:
+    def _watch(self, process: "subprocess.Popen[bytes]", latest: float) -> "Ended | None":
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
             current = self.notebook.current()
             at_it = 0.0 if current is None else time.time() - current["since"]
-            if at_it > self.plan.stuck_seconds or time.monotonic() > latest:
+            late = time.monotonic() > latest
+            if late or at_it > self.plan.stuck_seconds:
                 _end(process)
                 step = "" if current is None else f" at {current['who'] or current['key']}: {current['step']}"
-                return -signal.SIGKILL, f"ended after {at_it:.0f} s{step}"
+                return Ended(f"ended after {at_it:.0f} s{step}", late)
         status = process.returncode
-        return status, "" if status == 0 else f"its process ended with status {status}"
+        return None if status == 0 else Ended(f"its process ended with status {status}")
 
     def _write(self) -> None:
         table = self.folder / f"{FILE}.md"
@@ -121,7 +142,7 @@ class Sitting:
         temporary.replace(table)
 
     def _rows(self) -> list[dict[str, object]]:
-        return [row for row in self.notebook.rows() if "lost" not in row and "card" in row]
+        return [row for row in self.notebook.rows() if "lost" not in row and "unfinished" not in row]
 
     def _close(self) -> int:
         rows = self._rows()
@@ -132,7 +153,8 @@ class Sitting:
         wrong += [f"{row['suite']}: {row['unfinished']}" for row in lost]
         for sentence in wrong:
             self._say(f"FAILED: {sentence}")
-        return 1 if wrong or not rows else 0
+        measured = [row for row in rows if "skipped" not in row]
+        return 1 if wrong or not measured else 0
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -67,9 +67,9 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def _head(rows: Sequence[Row]) -> str:
-    if not rows:
+    if not any("card" in row for row in rows):
         return "Nothing was measured."
-    row = rows[-1]
+    row = next(row for row in reversed(rows) if "card" in row)
     card, versions = row["card"], row["versions"]
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     size = f"{card['multiprocessors']} multiprocessors, {card['memory_gib']} GiB, {card['l2_mib']} MiB of L2 cache"
@@ -81,7 +81,7 @@ def _head(rows: Sequence[Row]) -> str:
 
 def _limits(rows: Sequence[Row]) -> str:
     found = [row["limits"] for row in rows if "limits" in row]
-    if not found or rows[-1]["rehearsal"]:
+    if not found or any(row.get("rehearsal") for row in rows):
         return ""
     best = max(found, key=lambda limits: float(limits["copy"]))
     rates = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in best["operations"].items())

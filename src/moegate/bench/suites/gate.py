@@ -13,7 +13,6 @@ from moegate.bench.cases import CPU, Case, Entry, Place, Variant, Verdict, Work,
 from moegate.bench.memory import peak_bytes
 from moegate.bench.oracles.gate import Chosen, GateOracle, GateRule, gate_gradient, gradient_verdict
 from moegate.bench.peers import moe_ops, pytorch_gate, sglang, vllm_cpu
-from moegate.bench.peers.finding import PeerMissing
 from moegate.bench.pictures import draw_bars
 from moegate.bench.suites.suite import Suite, Variants
 from moegate.bench.tables import tell_cases
@@ -157,13 +156,6 @@ def backward_case(problem: Problem, *, with_forward: bool) -> Case:
     rule = problem.rule
     logits_TE.requires_grad_()
     gates = {"moegate topk_gate": operator(rule), _SECOND: public_route(rule), "PyTorch": pytorch_gate.gate(rule)}
-    missing: dict[str, str] = {}
-    if problem.place.accelerated:
-        missing[sglang.NAME] = "it has no backward"
-        try:
-            gates[moe_ops.NAME] = moe_ops.gate(rule, problem.num_experts)
-        except PeerMissing as reason:
-            missing[moe_ops.NAME] = str(reason)
     # Each gate may order its experts as it likes, so the incoming gradient goes with the expert, not with the slot.
     device = problem.place.device
     grad_TE = torch.randn(logits_TE.shape, generator=torch.Generator(device).manual_seed(1), device=device)
@@ -188,14 +180,20 @@ def backward_case(problem: Problem, *, with_forward: bool) -> Case:
 
     dense = problem.num_tokens * problem.num_experts * problem.dtype.itemsize
     gathered = dense + problem.num_tokens * rule.top_k * 16
+    variants = Variants(
+        *(Variant(name, call(gate), ours=name.startswith("moegate")) for name, gate in gates.items()),
+    )
+    if problem.place.accelerated:
+        variants.missing[sglang.NAME] = "it has no backward"
+        variants.add(moe_ops.NAME, lambda: Variant(moe_ops.NAME, call(moe_ops.gate(rule, problem.num_experts))))
     return Case(
         name=f"{problem.name} {'forward + backward' if with_forward else 'backward'}",
         shape=problem.shape,
         timed="the gradient of the logits for one of the weights" + (", after a forward" if with_forward else ""),
-        variants=tuple(Variant(name, call(gate), ours=name.startswith("moegate")) for name, gate in gates.items()),
+        variants=tuple(variants.found),
         check=check,
         work=Work(num_bytes=gathered * (2 if with_forward else 1)),
-        missing=missing,
+        missing=variants.missing,
     )
 
 

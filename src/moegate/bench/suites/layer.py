@@ -178,7 +178,7 @@ def forward_case(problem: Problem) -> Case:
         check=setting.oracle.output_verdict,
         work=setting.work(passes=1, with_gate=True),
         missing=variants.missing,
-        parts=parts_of(setting) if problem.place.accelerated and not setting.other_tokens else {},
+        parts=partial(parts_of, setting) if problem.place.accelerated and not setting.other_tokens else dict,
         facts={"experts_touched": setting.experts_touched},
     )
 
@@ -262,7 +262,7 @@ def training_case(problem: Problem) -> Case:
         check=lambda found: setting.oracle.gradient_verdict(found, grad_TD),
         work=setting.work(passes=3, with_gate=True),
         missing=variants.missing,
-        parts=training_parts(setting, grad_TD) if problem.place.accelerated else {},
+        parts=partial(training_parts, setting, grad_TD) if problem.place.accelerated else dict,
     )
 
 

@@ -35,7 +35,8 @@ def combine(rows_RD: Tensor, slot_R: Tensor, inverse_TK: Tensor, weights_TK: Ten
 
     Raises:
         ValueError: when the shapes do not fit.
-        RuntimeError: when a row number is out of range.
+        RuntimeError: on the CPU, when a row number is out of range. On a GPU, where to look would make the host wait,
+            such a slot has no row.
 
     Example:
         >>> slot, inverse = torch.tensor([1, 2, 0]), torch.tensor([[2, 0], [1, -1]])

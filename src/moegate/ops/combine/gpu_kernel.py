@@ -1,4 +1,4 @@
-"""Tokens from rows in Triton: a program sums a piece of a few tokens, in the order of their slots, and writes it once."""
+"""Tokens from rows in Triton: a program sums a piece of some tokens in the order of their slots, and writes it once."""
 
 import triton
 import triton.language as tl
@@ -51,10 +51,14 @@ def combine_kernel(
     here_t = token_t < num_tokens
     sum_td = tl.full((BLOCK_T, BLOCK_D), 0.0, WIDE)
     for start in range(0, top_k, UNROLL):
+        pieces, uses, factors = (), (), ()
         for step in tl.static_range(UNROLL):
             slot_t = token_t * top_k + (start + step)
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_d)
-            weight_t = weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS)
-            sum_td = with_term(sum_td, row_td, weight_t, used_t, HAS_WEIGHTS)
+            pieces += (row_td,)
+            uses += (used_t,)
+            factors += (weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS),)
+        for step in tl.static_range(UNROLL):
+            sum_td = with_term(sum_td, pieces[step], factors[step], uses[step], HAS_WEIGHTS)
     write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)

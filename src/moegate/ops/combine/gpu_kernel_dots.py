@@ -49,7 +49,8 @@ def row_dots_kernel(
             slot_t = token_t * top_k + (first + step)
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t & (slot_t < (token_t + 1) * top_k), num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-            pieces, uses = pieces + (row_td,), uses + (used_t,)
+            pieces += (row_td,)
+            uses += (used_t,)
         for step in tl.static_range(UNROLL):
             dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
     write_dots(dots_tk, dots_ptr, token_t, here_t, first, top_k)
@@ -69,14 +70,16 @@ def combine_dots_kernel(
         column_d = start + tl.arange(0, BLOCK_D)
         hidden_td = piece_of(hidden_ptr, token_t, here_t, column_d, width, stride_t, stride_td)
         sum_td = tl.full((BLOCK_T, BLOCK_D), 0.0, WIDE)
-        pieces, uses = (), ()
+        pieces, uses, factors = (), (), ()
         for step in tl.static_range(K):
             slot_t = token_t * K + step
             row_t, used_t = row_of(inverse_ptr, slot_t, here_t, num_rows)
             row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-            sum_td = with_term(sum_td, row_td, weight_of(weights_ptr, slot_t, used_t, True), used_t, True)
-            pieces, uses = pieces + (row_td,), uses + (used_t,)
+            pieces += (row_td,)
+            uses += (used_t,)
+            factors += (weight_of(weights_ptr, slot_t, used_t, True),)
         for step in tl.static_range(K):
+            sum_td = with_term(sum_td, pieces[step], factors[step], uses[step], True)
             dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
         write_tokens(sum_td, out_ptr, token_t, here_t, column_d, width)
     write_dots(dots_tk, dots_ptr, token_t, here_t, 0, K)
@@ -109,10 +112,12 @@ def permute_dots_kernel(
                 slot_t = token_t * K + step
                 row_t, used_t = row_of(inverse_ptr, slot_t, here_t, num_rows)
                 row_td = piece_of(rows_ptr, row_t, used_t, column_d, width, stride_r, stride_rd)
-                pieces, uses = pieces + (row_td,), uses + (used_t,)
+                pieces += (row_td,)
+                uses += (used_t,)
                 place_t, reached_t = reached_rows(slot_ptr, inverse_ptr, slot_t, here_t, num_rows)
-                places, writes = places + (place_t,), writes + (reached_t,)
-                factors = factors + (weight_of(weights_ptr, slot_t, reached_t, True),)
+                places += (place_t,)
+                writes += (reached_t,)
+                factors += (weight_of(weights_ptr, slot_t, reached_t, True),)
             for step in tl.static_range(K):
                 dots_tk = with_dots(dots_tk, step, pieces[step], hidden_td, uses[step])
             for step in tl.static_range(K):

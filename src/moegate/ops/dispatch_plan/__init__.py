@@ -64,8 +64,9 @@ def dispatch_plan(
 ) -> Places:
     """The places of all slots in rows sorted by expert.
 
-    Compiled, mapped by ``torch.vmap``, and on the meta device, the number of rows can't depend on the indices: then it
-    is the greatest possible, and the rows behind the last expert are padding.
+    On the CPU there are as many rows as the experts' last one needs. On a GPU nothing waits for the device to say how
+    many that are; and compiled, mapped by ``torch.vmap``, and on the meta device, the number can't depend on the
+    indices. There it is the greatest possible, and the rows behind the last expert are padding.
 
     Args:
         index_TK: ``[T, K]`` int32 or int64 with any strides; -1 is an empty slot. A token may name an expert twice.
@@ -77,7 +78,8 @@ def dispatch_plan(
     Raises:
         TypeError: when the indices are not int32 or int64.
         ValueError: when a size does not fit.
-        RuntimeError: when an index is below -1 or not below ``num_experts``.
+        RuntimeError: on the CPU, when an index is below -1 or not below ``num_experts``. On a GPU, where to look would
+            make the host wait, such an index is an empty slot.
 
     Example:
         >>> places = dispatch_plan(torch.tensor([[2, 0], [0, -1]]), 3)

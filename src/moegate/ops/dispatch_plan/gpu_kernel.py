@@ -47,14 +47,18 @@ def write_digits(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constexp
 def rank_in_block(expert_n, words_ptr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Slots of the same expert before each slot of a block."""
     ROWS: tl.constexpr = BLOCK_N // 32
-    row_s = tl.arange(0, ROWS)
-    # A thread holds one slot, and all words.
-    before_sn = tl.arange(0, BLOCK_N)[None, :] - 32 * row_s[:, None]
-    same_sn = tl.where(before_sn >= 32, -1, (1 << tl.minimum(tl.maximum(before_sn, 0), 31)) - 1)
-    for digit in tl.static_range(DIGITS):
-        word_s = tl.load(words_ptr + digit * ROWS + row_s)
-        same_sn &= word_s[:, None] ^ (((expert_n >> digit) & 1) - 1)[None, :]
-    return tl.sum(set_bits(same_sn), axis=0)
+    STEP: tl.constexpr = min(8, ROWS)
+    rank_n = tl.zeros((BLOCK_N,), tl.int32)
+    for first in range(0, ROWS, STEP):
+        row_s = first + tl.arange(0, STEP)
+        # A thread holds one slot, and some words.
+        before_sn = tl.arange(0, BLOCK_N)[None, :] - 32 * row_s[:, None]
+        same_sn = tl.where(before_sn >= 32, -1, (1 << tl.minimum(tl.maximum(before_sn, 0), 31)) - 1)
+        for digit in tl.static_range(DIGITS):
+            word_s = tl.load(words_ptr + digit * ROWS + row_s)
+            same_sn &= word_s[:, None] ^ (((expert_n >> digit) & 1) - 1)[None, :]
+        rank_n += tl.sum(set_bits(same_sn), axis=0)
+    return rank_n
 
 
 @triton.jit

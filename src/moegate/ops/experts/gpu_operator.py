@@ -15,6 +15,7 @@ from moegate.ops.experts.forward import check_sizes, experts_reference
 from moegate.ops.experts.gpu_kernel import activation_backward_kernel, activation_kernel
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, grouped_outer, outer, product, readable, tiles_of
 from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, uses_torch, zero_tail
+from moegate.ops.library import falls_back
 
 __all__ = ["experts", "experts_backward", "experts_backward_into", "function_of"]
 
@@ -39,6 +40,7 @@ def experts(
     check_sizes(rows_RD, up, down_EDF, offsets_E, activation)
     _check_types(offsets_E, rows_RD, up, down_EDF)
     if rows_RD.dtype not in ELEMENTS:
+        falls_back("experts", f"{rows_RD.dtype} is for checking gradients")
         return experts_reference(rows_RD, up, down_EDF, offsets_E, activation, keep)
     num_rows, width = rows_RD.shape[0], down_EDF.shape[2]
     rows_RD, inner_RF = readable(rows_RD), rows_RD.new_empty(num_rows, width)
@@ -72,6 +74,7 @@ def experts_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
     check_shapes(*tensors, activation)
     _check_types(offsets_E, *tensors)
     if rows_RD.dtype not in ELEMENTS:
+        falls_back("experts_backward", f"{rows_RD.dtype} is for checking gradients")
         return experts_backward_reference(*tensors, offsets_E, activation, needs_rows, needs_weights)
     grad_out_RD = readable(grad_out_RD)
     inner_RF, grad_pre, grad_rows_RD = _through_rows(
@@ -100,6 +103,7 @@ def experts_backward_into(  # noqa: PLR0913, PLR0917 - the schema of the operato
     _check_types(offsets_E, *tensors)
     check_buffers((grad_up, grad_down_EDF), (up, down_EDF))
     if rows_RD.dtype not in ELEMENTS:
+        falls_back("experts_backward_into", f"{rows_RD.dtype} is for checking gradients")
         return experts_backward_into_reference(*tensors, offsets_E, activation, needs_rows, grad_up, grad_down_EDF)
     grad_out_RD = readable(grad_out_RD)
     inner_RF, grad_pre, grad_rows_RD = _through_rows(

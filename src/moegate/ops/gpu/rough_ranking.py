@@ -78,7 +78,8 @@ def surely_greater(least, greatest, ERROR: tl.constexpr):
     """Whether a value of at least ``least`` is above one of at most ``greatest``, each with its error."""
     if ERROR == 0:
         return least > greatest
-    return least - greatest > ERROR * (1.0 + tl.abs(least))
+    # Of infinities the differences would be NaN.
+    return least - ERROR * (1.0 + tl.minimum(tl.abs(least), 1e38)) > greatest
 
 
 @triton.jit

@@ -28,6 +28,7 @@ from moegate.ops.grouped_mm.reference import (
     grouped_mm_reference,
     grouped_outer_reference,
 )
+from moegate.ops.library import falls_back
 
 __all__ = ["Slots", "Tiles", "grouped_mm", "grouped_outer", "most_tiles", "outer", "product", "readable", "tiles_of"]
 
@@ -204,6 +205,7 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
     """``moegate::grouped_mm``."""
     check_grouped_mm(rows_RI, weight_EOI, offsets_E)
     if rows_RI.dtype not in ELEMENTS:
+        falls_back("grouped_mm", f"{rows_RI.dtype} is for checking gradients")
         return grouped_mm_reference(rows_RI, weight_EOI, offsets_E)
     rows_RI = readable(rows_RI)
     if uses_torch(rows_RI.shape[0], offsets_E, rows_RI, weight_EOI):
@@ -219,6 +221,7 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tenso
     """``moegate::grouped_outer``."""
     check_grouped_outer(left_RO, right_RI, offsets_E)
     if left_RO.dtype not in ELEMENTS:
+        falls_back("grouped_outer", f"{left_RO.dtype} is for checking gradients")
         return grouped_outer_reference(left_RO, right_RI, offsets_E)
     left_RO, right_RI = readable(left_RO), readable(right_RI)
     if uses_torch(left_RO.shape[0], offsets_E, left_RO, right_RI):

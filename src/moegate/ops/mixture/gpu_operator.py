@@ -37,7 +37,7 @@ def mixture(  # noqa: PLR0917 - the schema of the operator
     input_weights = weights_TK.contiguous() if weight_input else None
     inner_RF = _inner_values(hidden_TD, rows, (up, down_EDF), activation, input_weights=input_weights)
     out_RD = product_of_rows(inner_RF, down_EDF, rows)
-    return combine(out_RD, rows.slots.slot_R, rows.inverse, None if weight_input else weights_TK)
+    return combine(out_RD, rows.slot, rows.inverse, None if weight_input else weights_TK)
 
 
 def trained_mixture(
@@ -49,11 +49,10 @@ def trained_mixture(
         falls_back("trained_mixture", f"{hidden_TD.dtype} is for checking gradients")
         return trained_mixture_reference(hidden_TD, index_TK, weights_TK, up, down_EDF, activation)
     rows = planned_rows(index_TK, up.shape[0], hidden_TD)
-    slot_R = rows.slots.slot_R
-    pre = hidden_TD.new_empty(slot_R.shape[0], up.shape[1])
+    pre = hidden_TD.new_empty(rows.slot.shape[0], up.shape[1])
     inner_RF = _inner_values(hidden_TD, rows, (up, down_EDF), activation, pre=pre)
-    out_TD = combine(product_of_rows(inner_RF, down_EDF, rows), slot_R, rows.inverse, weights_TK)
-    return out_TD, slot_R, rows.inverse, rows.offsets, pre
+    out_TD = combine(product_of_rows(inner_RF, down_EDF, rows), rows.slot, rows.inverse, weights_TK)
+    return out_TD, rows.slot, rows.inverse, rows.offsets, pre
 
 
 def _inner_values(
@@ -68,7 +67,7 @@ def _inner_values(
     """``[R, F]``, what the activations give, from a product that reads the tokens where they are."""
     up, down_EDF = projections
     function, gated = function_of(activation)
-    inner_RF = hidden_TD.new_empty(rows.slots.count, down_EDF.shape[2])
+    inner_RF = hidden_TD.new_empty(rows.slot.shape[0], down_EDF.shape[2])
     # A factor of a token is one of its products too.
     scaled = None if input_weights is None else (rows.slots, input_weights)
     product(

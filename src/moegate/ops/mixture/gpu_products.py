@@ -16,7 +16,7 @@ class Rows(NamedTuple):
     those of empty slots, which nobody reads.
     """
 
-    slots: Slots
+    slot: Tensor
     inverse: Tensor
     offsets: Tensor
     tiles: Tiles
@@ -24,9 +24,12 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, slot_R: Tensor, inverse_TK: Tensor, offsets_E: Tensor, like: Tensor) -> "Rows":
         """The rows of a plan, for products of the type of ``like``."""
-        num_rows = slot_R.shape[0]
-        slots = Slots(slot_R, num_rows, max(1, inverse_TK.shape[1]))
-        return cls(slots, inverse_TK, offsets_E, tiles_of(offsets_E, num_rows, like.dtype))
+        return cls(slot_R, inverse_TK, offsets_E, tiles_of(offsets_E, slot_R.shape[0], like.dtype))
+
+    @property
+    def slots(self) -> Slots:
+        """What a product that gathers takes."""
+        return Slots(self.slot, self.slot.shape[0], max(1, self.inverse.shape[1]))
 
 
 def planned_rows(index_TK: Tensor, num_experts: int, like: Tensor) -> Rows:

@@ -53,7 +53,8 @@ def permute(hidden_TD: Tensor, slot_R: Tensor, inverse_TK: Tensor, weights_TK: T
 
     Raises:
         ValueError: when the shapes do not fit.
-        RuntimeError: when a slot is out of range.
+        RuntimeError: on the CPU, when a slot is out of range. On a GPU, where to look would make the host wait, such a
+            row is one of zeros.
 
     Example:
         >>> slot, inverse = torch.tensor([1, 2, 0]), torch.tensor([[2, 0], [1, -1]])

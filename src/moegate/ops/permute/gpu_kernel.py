@@ -21,11 +21,7 @@ def reached_rows(slot_ptr, inverse_ptr, slot_t, used_t, num_rows):
 @triton.jit
 def weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS: tl.constexpr):
     """The weight of each slot; what an empty slot has is not looked at."""
-    if HAS_WEIGHTS:
-        weight_t = tl.load(weights_ptr + slot_t, mask=used_t, other=1.0)
-    else:
-        weight_t = slot_t
-    return weight_t
+    return tl.load(weights_ptr + slot_t, mask=used_t, other=1.0) if HAS_WEIGHTS else slot_t
 
 
 @triton.jit
@@ -88,8 +84,9 @@ def permute_kernel(
                 slot_t = token_t * top_k + (start + step)
                 used_t = here_t & (slot_t < (token_t + 1) * top_k)
                 row_t, used_t = reached_rows(slot_ptr, inverse_ptr, slot_t, used_t, num_rows)
-                rows, writes = rows + (row_t,), writes + (used_t,)
-                factors = factors + (weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS),)
+                rows += (row_t,)
+                writes += (used_t,)
+                factors += (weight_of(weights_ptr, slot_t, used_t, HAS_WEIGHTS),)
             for step in tl.static_range(UNROLL):
                 value_td = weighted(hidden_td, factors[step], HAS_WEIGHTS)
                 out_td = rows_ptr + rows[step][:, None] * width + column_d[None, :]

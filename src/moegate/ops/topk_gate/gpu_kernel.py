@@ -98,8 +98,8 @@ def rough_scores(z_te, real_te, SCORE: tl.constexpr):
         power_te = tl.exp(-tl.abs(z_te))
         above_te = tl.where(z_te < 0, 0.0, z_te)
         # Far below 0 the logarithm loses what its root would show: a series.
-        series_te = tl.sqrt(power_te) * (1.0 - 0.25 * power_te)
-        return tl.where(z_te < -5.0, series_te, tl.sqrt(above_te + tl.log(1.0 + power_te)))
+        series_te = tl.sqrt(power_te) * (1.0 - power_te * (0.25 - 13.0 / 96.0 * power_te))
+        return tl.where(z_te < -4.0, series_te, tl.sqrt(above_te + tl.log(1.0 + power_te)))
     if SCORE == "relu":
         return tl.where(z_te < 0, 0.0, z_te)
     return z_te
@@ -148,7 +148,10 @@ def roughly_chosen(
     RANKS_SCORES: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """``[t, k]`` the positions chosen by rough keys; ``[t]`` whether their order is hidden, or they are astray."""
+    """``[t, k]`` the places chosen by rough keys; ``[t]`` whether they are hidden; ``[t]`` whether they are astray.
+
+    Hidden is an order that turns on what keys do not hold; astray is a choice beside a NaN, or from lists too short.
+    """
     BITS: tl.constexpr = log2(z_te.shape[1])
     GROUPED: tl.constexpr = GROUPS_KEPT < BLOCK_G
     RANK_ERROR: tl.constexpr = error_of(SCORE) if RANKS_SCORES else 0.0

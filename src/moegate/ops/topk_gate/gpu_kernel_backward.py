@@ -47,8 +47,8 @@ def topk_gate_backward_kernel(
     grad_weights_ptr, grad_logsumexp_ptr, grad_chosen_ptr, index_ptr, chosen_ptr, logsumexp_ptr, logits_ptr, out_ptr,
     num_tokens, num_experts, stride_t, stride_e,
     K: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, WEIGHT_SCORE: tl.constexpr, RENORMALIZE: tl.constexpr,
-    FROM_WEIGHTS: tl.constexpr, FROM_LOGSUMEXP: tl.constexpr, FROM_CHOSEN: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr,
-    DENSE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+    FROM_WEIGHTS: tl.constexpr, FROM_LOGSUMEXP: tl.constexpr, FROM_CHOSEN: tl.constexpr, DENSE: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the logits of ``BLOCK_T`` tokens and ``BLOCK_E`` experts: of all of them, then of the chosen."""
     token_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -66,7 +66,7 @@ def topk_gate_backward_kernel(
     real_tk = (index_tk >= 0) & (index_tk < num_experts)
     z_tk = tl.load(chosen_ptr + place_tk, mask=real_tk, other=0.0).to(tl.float64)
     logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
-    if HAS_LOGSUMEXP:
+    if DENSE:
         logsumexp_t = tl.load(logsumexp_ptr + token_t, mask=here_t, other=0.0)
     total_tk = tl.full((BLOCK_T, BLOCK_K), 0.0, tl.float64)
     from_total_t = tl.full((BLOCK_T,), 0.0, tl.float64)

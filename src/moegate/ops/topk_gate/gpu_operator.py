@@ -6,15 +6,12 @@ import torch
 import triton
 from torch import Tensor
 
+from moegate.ops.topk_gate.gpu_checks import check_chosen, check_dense, check_gate, check_gradient
 from moegate.ops.topk_gate.gpu_kernel import topk_gate_kernel
 from moegate.ops.topk_gate.gpu_kernel_backward import topk_gate_backward_kernel
 from moegate.ops.topk_gate.gpu_operator_large import topk_gate_statistics_large
 from moegate.ops.topk_gate.options import Mode, Options, mode_of
-from moegate.ops.topk_gate.reference import (
-    Statistics,
-    topk_gate_backward_reference,
-    topk_gate_statistics_reference,
-)
+from moegate.ops.topk_gate.reference import Statistics, topk_gate_backward_reference
 
 _LARGEST_TILE = 4096
 _MOST_ROUNDS = 32  # experts that are chosen one after another; more of them are sorted
@@ -92,17 +89,16 @@ def topk_gate(
 def topk_gate_statistics(
     logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, *numbers: Any
 ) -> Statistics:
-    """All outputs. float64, which a kernel would have to rank by keys of more than 64 bits, goes to the reference."""
+    """Weights, experts, counts, logsumexps, and the logits of the experts."""
     return _gate(logits_TE, bias_E, token_mask_T, Options(*numbers), with_chosen=True)
 
 
 def _gate(
     logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, options: Options, with_chosen: bool
 ) -> Statistics:
+    check_gate(logits_TE, bias_E, token_mask_T, options)
     num_tokens, num_experts = logits_TE.shape
     tile = tile_for(num_tokens, num_experts, logits_TE.element_size(), options)
-    if logits_TE.dtype == torch.float64:
-        return topk_gate_statistics_reference(logits_TE, bias_E, token_mask_T, *options)
     if tile is None:
         return topk_gate_statistics_large(logits_TE, bias_E, token_mask_T, *options)
     mode = mode_of(options.mode)
@@ -172,9 +168,20 @@ def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
     scale: float,
     mode: int,
 ) -> Tensor:
-    """The gradient of the logits. An index that is no expert counts as an empty slot: to refuse it takes a wait."""
+    """The gradient of the logits.
+
+    An index that is no expert counts as an empty slot, since to refuse it would take a wait for the device; of two
+    slots of a token with the same index, which ``topk_gate`` never returns, either may give the gradient.
+    """
+    check_gradient(num_experts, dtype, eps, scale)
+    check_chosen(index_TK, chosen_TK, grad_weights=grad_weights_TK, grad_chosen=grad_chosen_TK)
     num_tokens, top_k = index_TK.shape
-    if dtype == torch.float64 or top_k > _MOST_SLOTS:
+    choice = mode_of(mode)
+    from_weights, from_logsumexp = grad_weights_TK is not None, grad_logsumexp_T is not None
+    dense = from_logsumexp or (from_weights and choice.weight_score == "softmax")
+    if dense:
+        check_dense(logsumexp_T, grad_logsumexp_T, logits_TE, (num_tokens, num_experts))
+    if top_k > _MOST_SLOTS:
         return topk_gate_backward_reference(
             grad_weights_TK, grad_logsumexp_T, grad_chosen_TK, index_TK, chosen_TK, logsumexp_T, logits_TE,
             num_experts, dtype, eps, scale, mode
@@ -182,8 +189,6 @@ def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
     grad_TE = torch.empty(num_tokens, num_experts, dtype=dtype, device=index_TK.device)
     if num_tokens == 0:
         return grad_TE
-    choice = mode_of(mode)
-    from_weights, from_logsumexp = grad_weights_TK is not None, grad_logsumexp_T is not None and logits_TE is not None
     block_e = min(1024, triton.next_power_of_2(num_experts))
     num_warps = min(8, max(1, triton.next_power_of_2(top_k) // 128))
     block_t = min(4, max(1, 1024 // block_e, 32 // triton.next_power_of_2(top_k)))
@@ -203,8 +208,7 @@ def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
         FROM_WEIGHTS=from_weights,
         FROM_LOGSUMEXP=from_logsumexp,
         FROM_CHOSEN=grad_chosen_TK is not None,
-        HAS_LOGSUMEXP=logsumexp_T.numel() > 0,
-        DENSE=logits_TE is not None and (from_logsumexp or (from_weights and choice.weight_score == "softmax")),
+        DENSE=dense,
         BLOCK_T=block_t,
         BLOCK_E=block_e,
         BLOCK_K=_slots(top_k, block_t, num_warps),

@@ -89,8 +89,8 @@ def _score(kind: str, logits_TE: Tensor) -> Tensor:
     return scores.get(kind, lambda: logits_TE)()
 
 
-def hostile_logits(num_experts: int, dtype: torch.dtype, *, repeats: int = 1) -> Tensor:
-    """Rows that have broken gates: ties, NaN, infinities, both zeros, saturation; and plain ones."""
+def hostile_logits(num_experts: int, dtype: torch.dtype, *, repeats: int = 1, tiny: float = 1e-39) -> Tensor:
+    """Rows that have broken gates: ties, NaN, infinities, both zeros, saturation, tiny numbers; and plain ones."""
     generator = torch.Generator().manual_seed(num_experts)
 
     def drawn(rows: int) -> Tensor:
@@ -109,7 +109,7 @@ def hostile_logits(num_experts: int, dtype: torch.dtype, *, repeats: int = 1) ->
     odd[8, num_experts // 2] = 1.0
     odd[9] = 50.0 + (odd[9] * 4).round()
     odd[10] = -80.0 + odd[10]
-    odd[11] = odd[11] * 1e-39
+    odd[11] = odd[11] * tiny
     tied = (drawn(12) * 2).round() / 2
     return torch.cat([odd, tied, drawn(8 * repeats)]).to(dtype)
 
@@ -140,7 +140,9 @@ def every_size(card: Card) -> Verdict:
 
 def _judged(card: Card, rule: Rule, size: tuple[int, int], dtype: torch.dtype, *, masked: bool) -> Verdict:
     num_experts, top_k = size
-    logits_TE = hostile_logits(num_experts, dtype, repeats=32 if card.real else 1)
+    # Triton's interpreter loses the subnormal numbers of bfloat16, which a card has.
+    tiny = 1e-39 if card.real or dtype != torch.bfloat16 else 1e-30
+    logits_TE = hostile_logits(num_experts, dtype, repeats=32 if card.real else 1, tiny=tiny)
     bias_E = 0.5 * torch.linspace(-1, 1, num_experts).sin() if rule.biased else None
     mask_T = torch.arange(len(logits_TE)) % 7 != 6 if masked else None
     inputs = (logits_TE, bias_E, mask_T)
