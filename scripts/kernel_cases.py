@@ -96,7 +96,7 @@ def logits(num_tokens: int, hidden_size: int, num_experts: int) -> None:
 
 
 def order() -> None:
-    for num_experts, k in ((256, 8), (512, 22), (65536, 64)):
+    for num_experts, k in ((256, 8), (512, 22), (8192, 700), (65536, 64), (9000, 9000)):
         ordered_topk(new(4096, num_experts), k)
         topk_by_key(new(4096, num_experts, dtype=torch.int32), k)
     for score in PORTABLE_SCORES:
@@ -126,6 +126,12 @@ CASES: dict[str, Callable[[], None]] = {
     "gate E896 K16": partial(gate, 8192, 896, 16, "sigmoid", bias=True),
     "gate E2048 K32": partial(gate, 8192, 2048, 32, "sqrt_softplus", bias=True, renormalize=True),
     "gate E65536 K64": partial(gate, 512, 65536, 64, "softmax"),
+    "gate E2048 K64": partial(gate, 8192, 2048, 64, "sigmoid", bias=True, renormalize=True),
+    "gate E16384 K32": partial(gate, 512, 16384, 32, "softmax_selected", BFLOAT16, masked=True),
+    "gate E8192 groups": partial(
+        gate, 512, 8192, 40, "sigmoid", bias=True, num_groups=64, groups_kept=16, group_score="top2_sum"
+    ),
+    "gate E4096 K4096": partial(gate, 64, 4096, 4096, "sqrt_softplus", BFLOAT16),
     "gate decoding": partial(gate, 1, 256, 8, "sigmoid", bias=True, renormalize=True, index_dtype=torch.int32),
     "gate with statistics": partial(gate, 8192, 128, 8, "softmax", masked=True, with_counts=True, with_logsumexp=True),
     "gate training, softmax": partial(gate_in_training, 8192, 256, 8, 0, FLOAT32),

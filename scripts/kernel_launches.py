@@ -181,16 +181,19 @@ def compiled(launch: Launch, machine: Machine) -> Compiled:
         text = kernel.asm["amdgcn"]
         number = partial(_number, text=text)
         return Compiled(number(r"\.vgpr_count:\s+(\d+)"), number(r"\.vgpr_spill_count:\s+(\d+)"), shared, text)
-    used = _resources(kernel.asm["cubin"])
+    used = _dumped(kernel.asm["cubin"], "resource-usage")
     spilled = _number(r"STACK:(\d+)", used) + _number(r"LOCAL:(\d+)", used)
+    # The assembler may set up a frame of the stack that in the end nothing is stored in.
+    if spilled and not re.search(r"\bSTL\b", _dumped(kernel.asm["cubin"], "sass")):
+        spilled = 0
     return Compiled(_number(r"REG:(\d+)", used), spilled, shared, kernel.asm["ptx"])
 
 
-def _resources(cubin: bytes) -> str:
+def _dumped(cubin: bytes, what: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
+        command = [str(TOOLS / "cuobjdump"), f"--dump-{what}", file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -39,7 +39,8 @@ def ordered_topk(values: Tensor, k: int, excluded: Tensor | None = None) -> Tens
     """Indices of the ``k`` greatest values of each row, in a total order.
 
     Args:
-        values: ``[..., N]`` floating point; narrower types are widened to float32, which is exact.
+        values: ``[..., N]`` floating point; narrower types are widened to float32, which is exact. float64 has no
+            kernel: a stable sort of PyTorch's serves it on every device.
         k: how many, ``0 <= k <= N``.
         excluded: ``[..., N]`` bool, broadcastable: elements that come only after all others.
 

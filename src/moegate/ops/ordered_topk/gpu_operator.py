@@ -169,6 +169,7 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     elements a thread stays in registers; a longer one is read twice, the second time from the cache.
     """
     places = triton.next_power_of_2(k)
+    # Every warp takes part in the search for the threshold, so few of them do least work, and many wait least.
     if num_values <= 1024 and k <= 64:
         warps = 1
     elif num_values <= 16384 and k <= 512:
@@ -178,7 +179,7 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     lanes = max(128 * warps, min(4 * places, 4096))
     depth = triton.cdiv(num_values, lanes)
     if lanes * depth > 1024 * warps:
-        depth = max(1, 512 * warps // lanes)
+        depth = max(1, 256 * warps // lanes)
     return Sizes(lanes=lanes, depth=depth, capacity=max(16, 2 * places), num_warps=warps)
 
 
