@@ -175,7 +175,8 @@ def test_matrices_of_groups_without_rows_are_not_read(ends: tuple[int, ...]) -> 
 
 def test_few_programs_walk_over_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     operator = importlib.import_module("moegate.ops.grouped_mm.gpu_operator")
-    monkeypatch.setattr(operator, "multiprocessors_of", lambda _: 1)
+    sizes = importlib.import_module("moegate.ops.grouped_mm.gpu_sizes")
+    monkeypatch.setattr(operator, "machine_of", lambda _: sizes.Machine(1 << 16, 1))
     ends = (130, 131, 131, 330, 400)
     rows, weight = torch.randn(403, 16).half(), weights(5, 288, 16, torch.float16)
     assert_close(grouped_mm(rows, weight, torch.tensor(ends)), multiplied(rows, weight, ends))

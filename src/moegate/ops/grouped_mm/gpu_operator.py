@@ -15,10 +15,9 @@ from moegate.ops.grouped_mm.gpu_kernel_outer import grouped_outer_kernel
 from moegate.ops.grouped_mm.gpu_kernel_tiles import tiles_kernel
 from moegate.ops.grouped_mm.gpu_sizes import (
     is_aligned,
-    multiprocessors_of,
+    machine_of,
     outer_cut,
     product_cut,
-    shared_memory_of,
     tile_rows,
 )
 from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, torch_grouped_outer, uses_torch, zero_tail
@@ -34,6 +33,8 @@ __all__ = ["Slots", "Tiles", "grouped_mm", "grouped_outer", "most_tiles", "outer
 
 ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)
 """The types that the kernels take; sums are float32."""
+_LONG_SUMS = 2048
+"""The mean of a group's rows from which on a sum over them is long against its beginning and its end."""
 _TILES_AT_ONCE = 32
 _GROUPS_AT_ONCE = 512
 
@@ -123,14 +124,14 @@ def product(  # noqa: PLR0913 - what the kernel can do
         if pre is not None:
             pre.zero_()
         return
-    cut = product_cut(
-        tiles.rows, num_outputs, num_inputs, left.dtype, sides=2 if gated else 1, function=function,
-        aligned=is_aligned(left, weight_EOI), shared_memory=shared_memory_of(left.device),
-    )  # fmt: skip
     slots, scale = scaled or (gathered or _NO_SLOTS, None)
-    most = tiles.table.shape[1]
+    most, machine = tiles.table.shape[1], machine_of(left.device)
+    cut = product_cut(
+        most, tiles.rows, num_outputs, num_inputs, left.dtype,
+        sides=2 if gated else 1, function=function, aligned=is_aligned(left, weight_EOI), machine=machine,
+    )  # fmt: skip
     programs = most * triton.cdiv(num_outputs, cut.outputs)
-    walkers = cut.walkers * multiprocessors_of(left.device)
+    walkers = cut.walkers * machine.multiprocessors
     kernel = grouped_mm_walk_kernel if walkers else grouped_mm_kernel
     kernel[(min(programs, walkers or programs),)](
         left, weight_EOI, tiles.table, slots.slot_R, scale, out_RO, pre,
@@ -173,15 +174,18 @@ def outer(
         return
     slots = gathered_left or gathered_right or _NO_SLOTS
     num_rows = (right if gathered_left else left).shape[0]
-    cut = outer_cut(num_outputs, num_inputs, left.dtype, is_aligned(left, right), shared_memory_of(left.device))
-    blocks = triton.cdiv(num_outputs, cut.outputs) * triton.cdiv(num_inputs, cut.outputs)
+    cut = outer_cut(
+        num_outputs, num_inputs, left.dtype, steady=num_rows >= _LONG_SUMS * num_groups and out_EOI.itemsize == 2,
+        aligned=is_aligned(left, right), machine=machine_of(left.device),
+    )  # fmt: skip
+    blocks = triton.cdiv(num_outputs, cut.left) * triton.cdiv(num_inputs, cut.right)
     grouped_outer_kernel[(num_groups * blocks,)](
         left, right, offsets_E.contiguous(), slots.slot_R, out_EOI,
         num_rows, num_outputs, num_inputs, slots.count, *left.stride(), *right.stride(),
         GATHER_LEFT=gathered_left is not None, GATHER_RIGHT=gathered_right is not None, ADD=add,
         PRECISION=precision_of(left.dtype), SLOTS_OF_ROW=slots.of_token,
-        EVEN_O=num_outputs % cut.outputs == 0, EVEN_I=num_inputs % cut.outputs == 0,
-        BLOCK_O=cut.outputs, BLOCK_I=cut.outputs, BLOCK_R=cut.inputs,
+        EVEN_O=num_outputs % cut.left == 0, EVEN_I=num_inputs % cut.right == 0,
+        BLOCK_O=cut.left, BLOCK_I=cut.right, BLOCK_R=cut.rows,
         num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=True,
     )  # fmt: skip
 

@@ -33,6 +33,25 @@ class Cut:
     walkers: int = 0
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a GPU has: bytes of shared memory for a program, and how many multiprocessors."""
+
+    shared_memory: int
+    multiprocessors: int
+
+
+@dataclass(frozen=True)
+class OuterCut:
+    """The block of columns of the left and of the right, the rows of a step, and how the programs run."""
+
+    left: int
+    right: int
+    rows: int
+    warps: int
+    stages: int
+
+
 def tile_rows(num_rows: int, num_groups: int, element: torch.dtype) -> int:
     """The rows of a tile: few where groups have few and are read for their weights, else what a multiprocessor holds.
 
@@ -48,7 +67,8 @@ def tile_rows(num_rows: int, num_groups: int, element: torch.dtype) -> int:
     return 128
 
 
-def product_cut(
+def product_cut(  # noqa: PLR0913 - all that it depends on
+    num_tiles: int,
     rows: int,
     num_outputs: int,
     num_inputs: int,
@@ -57,11 +77,12 @@ def product_cut(
     sides: int,
     function: str | None,
     aligned: bool,
-    shared_memory: int,
+    machine: Machine,
 ) -> Cut:
     """How one product is cut.
 
     Args:
+        num_tiles: how many tiles of rows there can be.
         rows: of a tile.
         num_outputs: the columns of what is written.
         num_inputs: the length of the sums.
@@ -69,13 +90,13 @@ def product_cut(
         sides: 2 where a program sums a gate and what it multiplies, else 1.
         function: the activation that is applied to the sums, which takes registers: the error function most.
         aligned: whether 16 bytes can be loaded at a time; what can't be has to pass through registers.
-        shared_memory: the bytes that one program may have.
+        machine: the GPU.
 
     Example:
-        >>> settings = {"sides": 1, "function": None, "aligned": True, "shared_memory": 232448}
-        >>> product_cut(128, 2048, 768, torch.bfloat16, **settings)
+        >>> settings = {"sides": 1, "function": None, "aligned": True, "machine": Machine(232448, 132)}
+        >>> product_cut(640, 128, 2048, 768, torch.bfloat16, **settings)
         Cut(outputs=256, inputs=64, warps=8, stages=4, walkers=1)
-        >>> product_cut(16, 2048, 768, torch.bfloat16, **settings)
+        >>> product_cut(136, 16, 2048, 768, torch.bfloat16, **settings)
         Cut(outputs=64, inputs=128, warps=4, stages=4, walkers=0)
     """
     if element is torch.float32:
@@ -87,33 +108,43 @@ def product_cut(
     elif rows == _ROWS_OF_WARPS:
         cut = Cut(128, 64, 4, 4, walkers=2)
     else:
-        narrow = shared_memory < _WIDE or function == "gelu" or (function is not None and sides == 1)
+        narrow = machine.shared_memory < _WIDE or function == "gelu" or (function is not None and sides == 1)
         cut = Cut(128 if narrow else 256, 64, 8, 4 if function is None else 3, walkers=1)
     outputs = max(16, min(cut.outputs // sides, triton.next_power_of_2(num_outputs)))
+    # Blocks half as wide where there would be fewer than can run at once.
+    while outputs * sides > 64 and num_tiles * triton.cdiv(num_outputs, outputs) < machine.multiprocessors:
+        outputs //= 2
     inputs = max(16, min(cut.inputs, triton.next_power_of_2(num_inputs)))
     while True:
-        fitting = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, shared_memory)
+        fitting = _stages(rows, sides * outputs, inputs * element.itemsize, cut.walkers, machine.shared_memory)
         stages = min(cut.stages, fitting)
         if stages > 1 or inputs == 16:
             return Cut(outputs, inputs, cut.warps, stages, cut.walkers)
         inputs //= 2
 
 
-def outer_cut(num_outputs: int, num_inputs: int, element: torch.dtype, aligned: bool, shared_memory: int) -> Cut:
-    """How ``grouped_outer`` is cut: ``outputs`` on both sides, and ``inputs`` are the rows of a step.
+def outer_cut(
+    num_outputs: int, num_inputs: int, element: torch.dtype, *, steady: bool, aligned: bool, machine: Machine
+) -> OuterCut:
+    """How ``grouped_outer`` is cut.
 
-    Groups have few steps, so two programs share a multiprocessor: one loads and writes while the other multiplies.
+    Groups of few steps are cut so that two programs share a multiprocessor: one loads and writes while the other
+    multiplies. Where the sums are long (``steady``) that matters less than reading each row fewer times.
 
     Example:
-        >>> outer_cut(1536, 2048, torch.bfloat16, True, 232448)
-        Cut(outputs=128, inputs=64, warps=8, stages=3, walkers=0)
+        >>> outer_cut(1536, 2048, torch.bfloat16, steady=False, aligned=True, machine=Machine(232448, 132))
+        OuterCut(left=128, right=128, rows=64, warps=8, stages=3)
     """
     if element is torch.float32:
-        side, rows, warps = 64, 16, 8
+        left, right, rows, warps = 64, 64, 16, 8
+    elif not aligned:
+        left, right, rows, warps = 64, 64, 32, 4
     else:
-        side, rows, warps = (128, 64, 8) if aligned else (64, 32, 4)
-    side = max(16, min(side, triton.next_power_of_2(max(num_outputs, num_inputs))))
-    return Cut(side, rows, warps, min(3, _stages(side, side, rows * element.itemsize, 0, shared_memory)))
+        left, right, rows, warps = 128, 256 if steady and machine.shared_memory >= _WIDE else 128, 64, 8
+    left = max(16, min(left, triton.next_power_of_2(num_outputs)))
+    right = max(16, min(right, triton.next_power_of_2(num_inputs)))
+    stages = min(4 if right > 128 else 3, _stages(left, right, rows * element.itemsize, 0, machine.shared_memory))
+    return OuterCut(left, right, rows, warps, stages)
 
 
 def _stages(rows: int, outputs: int, input_bytes: int, walkers: int, shared_memory: int) -> int:
@@ -140,16 +171,10 @@ def is_aligned(*matrices: Tensor) -> bool:
     return True
 
 
-def shared_memory_of(device: torch.device) -> int:
-    """The bytes of shared memory that a program may have; where that isn't told, what every GPU has."""
+def machine_of(device: torch.device) -> Machine:
+    """The GPU of a device; where it isn't told, what every GPU has, and few multiprocessors."""
     if device.type != "cuda":
-        return 1 << 16
+        return Machine(1 << 16, 4)
     properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", None) or 1 << 16
-
-
-def multiprocessors_of(device: torch.device) -> int:
-    """How many multiprocessors there are; where that isn't told, few, so that each walks over several tiles."""
-    if device.type != "cuda":
-        return 4
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    shared_memory = getattr(properties, "shared_memory_per_block_optin", None) or 1 << 16
+    return Machine(shared_memory, properties.multi_processor_count)
