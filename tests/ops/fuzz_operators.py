@@ -12,7 +12,11 @@ import random
 import sys
 from typing import Any
 
+import pytest
+import quick_interpreter
 import torch
+from triton_sanitizer import Sanitizer
+from triton_support import ON_TRITON
 
 # These register operators of their own.
 import moegate.ops.ordered_topk.algorithms
@@ -212,10 +216,13 @@ def outcome(name: str, arguments: list[Any]) -> str:
 
 def main(seed: int, rounds: int) -> None:
     faulthandler.enable()
+    if ON_TRITON:
+        quick_interpreter.install(pytest.MonkeyPatch())
+        Sanitizer(may_race=True).install(pytest.MonkeyPatch())
     torch.set_num_threads(2 if KERNELS.loaded else 1)
     fuzzer = Fuzzer(seed)
     counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    servers = available_isas() or ("reference",)
+    servers = available_isas() or ("Triton" if ON_TRITON else "reference",)
     for number in range(rounds):
         server = servers[number % len(servers)]
         with forced_isa(server) if KERNELS.loaded else contextlib.nullcontext():
