@@ -73,11 +73,13 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def sanitized_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def sanitized_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the operators run on Triton's interpreter, look at every address that a kernel touches."""
-    if ON_TRITON:
-        quick_interpreter.install(monkeypatch)
-        Sanitizer(may_race=request.node.get_closest_marker("may_race") is not None).install(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:  # one of its own, which ``compiler`` doesn't undo
+        if ON_TRITON:
+            quick_interpreter.install(patch)
+            Sanitizer(may_race=request.node.get_closest_marker("may_race") is not None).install(patch)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every recipe, fitted to 16 experts, and ``routed``, which hands each rule the inputs that it asks for."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -62,12 +63,15 @@ keys`` for 64 experts, and those with extra classes for fewer experts."""
 
 
 def one_of_each_call(rules: dict[str, RoutingRule]) -> dict[str, RoutingRule]:
-    """The rules that are fused, one for each call of the gate: what else is in a rule is PyTorch's on every device."""
+    """The rules that are fused, one for each call of the gate but for K and the scale, of which its own tests try many.
+
+    What else is in a rule is PyTorch's on every device.
+    """
     found: dict[Fused, str] = {}
     for name, rule in rules.items():
         call = match(rule)
         if isinstance(call, Fused):
-            found.setdefault(call, name)
+            found.setdefault(dataclasses.replace(call, top_k=1, scale=1.0), name)
     return {name: rules[name] for name in found.values()}
 
 

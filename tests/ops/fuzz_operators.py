@@ -12,7 +12,11 @@ import random
 import sys
 from typing import Any
 
+import pytest
+import quick_interpreter
 import torch
+from triton_sanitizer import Sanitizer
+from triton_support import ON_TRITON
 
 # These register operators of their own.
 import moegate.ops.ordered_topk.algorithms
@@ -35,6 +39,8 @@ DTYPES.append(torch.complex64)
 INTEGERS = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 16, 64, 16383, 2**20, 2**24 + 1, 2**40, 2**62, 2**63 - 1]
 NUMBERS = [float("nan"), float("inf"), float("-inf"), -1.0, 0.0, -0.0, 1e-300, 1e308]
 INDICES = [-(2**63), 2**63 - 1, 2**32 + 1, 2**31, -2, -1, 0, 5, 64]
+EXPERTS = [1, 2, 3, 4, 8, 12, 17] + ([] if ON_TRITON else [64, 257])
+"""In Triton's interpreter, which takes a program for each expert after the other, no more than a few."""
 HUGE = 2**45
 """More rows than any memory holds: a tensor of so many is one row, expanded."""
 
@@ -60,7 +66,7 @@ class Fuzzer:
 
     def calls(self) -> Calls:
         """One call of each operator, with arguments that fit."""
-        num_tokens, num_experts = self.size(), self.random.choice([1, 2, 3, 4, 8, 12, 17, 64, 257])
+        num_tokens, num_experts = self.size(), self.random.choice(EXPERTS)
         top_k = self.random.randint(1, num_experts)
         order = torch.rand(num_tokens, num_experts, generator=self.generator).argsort(dim=-1)
         index = order[:, :top_k].masked_fill(torch.rand(num_tokens, top_k, generator=self.generator) < 0.1, -1)
@@ -212,10 +218,13 @@ def outcome(name: str, arguments: list[Any]) -> str:
 
 def main(seed: int, rounds: int) -> None:
     faulthandler.enable()
+    if ON_TRITON:
+        quick_interpreter.install(pytest.MonkeyPatch())
+        Sanitizer(may_race=True).install(pytest.MonkeyPatch())
     torch.set_num_threads(2 if KERNELS.loaded else 1)
     fuzzer = Fuzzer(seed)
     counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    servers = available_isas() or ("reference",)
+    servers = available_isas() or ("Triton" if ON_TRITON else "reference",)
     for number in range(rounds):
         server = servers[number % len(servers)]
         with forced_isa(server) if KERNELS.loaded else contextlib.nullcontext():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_support import only_on_triton
 
 from moegate.ops.library import KERNELS
 
@@ -17,11 +18,11 @@ NOT_FUZZED = {"cpu_isa", "set_cpu_isa"}
 WITHOUT_REFERENCE = {"experts_backward_kernel", "topk_by_algorithm_scratch"}
 
 
-def fuzzed(seed: int, environment: dict[str, str]) -> dict[str, dict[str, int]]:
+def fuzzed(seed: int, environment: dict[str, str], rounds: int = ROUNDS) -> dict[str, dict[str, int]]:
     """What came of the calls of each operator, in a process of its own, so that a crash is seen and said."""
     script = Path(__file__).with_name("fuzz_operators.py")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(seed), str(ROUNDS)],
+        [sys.executable, "-W", "ignore", str(script), str(seed), str(rounds)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -52,5 +53,14 @@ def test_wrong_arguments_of_kernels(seed: int) -> None:
 
 def test_wrong_arguments_of_references() -> None:
     counted = fuzzed(2, {"MOEGATE_KERNEL": "0", "MOEGATE_STRICT": "0"})
+    assert set(counted) == operators() - WITHOUT_REFERENCE
+    had_teeth(counted)
+
+
+@only_on_triton
+@pytest.mark.timeout(300)
+def test_wrong_arguments_of_triton_kernels() -> None:
+    """Nothing that a kernel is given makes it touch what is not its own; see ``triton_sanitizer``."""
+    counted = fuzzed(3, {}, rounds=20)
     assert set(counted) == operators() - WITHOUT_REFERENCE
     had_teeth(counted)
