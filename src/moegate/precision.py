@@ -15,8 +15,9 @@ def without_autocast(like: Tensor) -> AbstractContextManager[object]:
         torch.float32
     """
     device = like.device.type
-    # The meta device, for one, has no autocast. Entering a context costs more than a small gate.
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # The meta device has no autocast; to ask PyTorch which devices have is beyond the compiler of 2.11. Entering a
+    # context costs more than a small gate.
+    if not like.is_meta and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 

@@ -150,7 +150,15 @@ def _fused(operator: Fused, rule: RoutingRule, candidates: Candidates, expert_sc
         readings.source if readings.noisy_logits is None else readings.noisy_logits,
         bias_E=readings.bias,
         token_mask_T=candidates.token_mask,
-        **vars(operator),
+        top_k=operator.top_k,  # one by one: the compiler of PyTorch 2.11 can't look into vars(operator)
+        score=operator.score,
+        num_groups=operator.num_groups,
+        groups_kept=operator.groups_kept,
+        group_score=operator.group_score,
+        renormalize=operator.renormalize,
+        eps=operator.eps,
+        scale=operator.scale,
+        rank_by=operator.rank_by,
     )
     weights_TK = gated.weights
     if expert_scale_E is not None:
