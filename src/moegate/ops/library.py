@@ -64,7 +64,9 @@ def implement(name: str, place: str) -> None:
     IMPLEMENTED[name] = place
 
     def launch(*arguments: Any) -> Any:
-        return implementation(place)(*arguments)
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.accelerator.device_index(_device_index(arguments)):
+            return implementation(place)(*arguments)
 
     def refuse(*arguments: Any) -> Any:
         falls_back(name, "Triton is not installed")
@@ -72,6 +74,11 @@ def implement(name: str, place: str) -> None:
     if HAS_TRITON or STRICT:
         for key in TRITON_KEYS:
             _LIBRARY.impl(name, launch if HAS_TRITON else refuse, key)
+
+
+def _device_index(arguments: tuple[Any, ...]) -> int | None:
+    device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+    return None if device.type == "cpu" else device.index
 
 
 def falls_back(name: str, reason: str) -> None:
