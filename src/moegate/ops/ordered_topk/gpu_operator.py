@@ -179,7 +179,7 @@ def sizes_for(num_values: int, k: int) -> Sizes:
     lanes = max(128 * warps, min(4 * places, 4096))
     depth = triton.cdiv(num_values, lanes)
     if lanes * depth > 1024 * warps:
-        depth = max(1, 256 * warps // lanes)
+        depth = max(1, 128 * warps // lanes)
     return Sizes(lanes=lanes, depth=depth, capacity=max(16, 2 * places), num_warps=warps)
 
 
