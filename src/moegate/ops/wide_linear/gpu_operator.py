@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from moegate.ops.grouped_mm.gpu_sizes import shared_memory_of
+from  import shared_memory_of
 from moegate.ops.wide_linear.gpu_kernel import (
     few_tokens_kernel,
     hidden_gradient_kernel,
