@@ -132,7 +132,7 @@ def read_block(
             row_ptr, excluded_ptr, bias_ptr, place_l + d * place_l.shape[0], num_values, stride_n, excluded_stride_n,
             greatest, total, SCORE, HAS_BIAS, HAS_EXCLUDED, GROUP_SIZE,
         )  # fmt: skip
-        values = values + (value_l,)  # type: ignore[assignment] # noqa: RUF005 - Triton has no other way
+        values = values + (value_l,)  # noqa: RUF005 - Triton has no other way
         spoiled_l = spoiled_l | is_nan_l
     return values, spoiled_l
 
