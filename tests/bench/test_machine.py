@@ -93,3 +93,12 @@ def test_own_work_is_not_that_of_others(monkeypatch):
     clock = iter([100.0, 102.0])
     monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
     assert machine.Bystanders().cores() == 1.0
+
+
+def test_sources_without_git_have_what_they_add_up_to(clone, monkeypatch):
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    first = machine.commit()
+    assert first.startswith("sources-")
+    assert machine.commit() == first
+    (clone / "src" / "code.py").write_text("another\n")
+    assert machine.commit() != first
