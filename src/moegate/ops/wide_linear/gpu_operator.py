@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from moegate.ops.grouped_mm.gpu_sizes import shared_memory_of
+from moegate.ops.grouped_mm.gpu_sizes import machine_of
 from moegate.ops.wide_linear.gpu_kernel import (
     few_tokens_kernel,
     hidden_gradient_kernel,
@@ -35,7 +35,7 @@ def wide_linear(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
         )  # fmt: skip
         return out_TE
     block_e, block_d = _block(num_outputs, 128), _block(hidden_size, 64)
-    in_flight = shared_memory_of(hidden_TD.device) // ((64 + block_e) * block_d * hidden_TD.element_size())
+    in_flight = machine_of(hidden_TD.device).shared_memory // ((64 + block_e) * block_d * hidden_TD.element_size())
     many_tokens_kernel[triton.cdiv(num_tokens, 64), triton.cdiv(num_outputs, block_e)](
         hidden_TD, weight_ED, out_TE, num_tokens, num_outputs, hidden_size, *strides,
         BLOCK_T=64, BLOCK_E=block_e, BLOCK_D=block_d,
