@@ -7,6 +7,7 @@ from moegate.ops.combine.gpu_operator import combine
 from moegate.ops.experts.gpu_operator import function_of
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, outer, product, readable
 from moegate.ops.library import falls_back
+from moegate.ops.mixture.arguments import check_kept
 from moegate.ops.mixture.gpu_kernel_backward import inner_backward_kernel
 from moegate.ops.mixture.gpu_products import Rows, product_of_rows
 from moegate.ops.mixture.training_reference import trained_mixture_backward_reference
@@ -28,6 +29,7 @@ def trained_mixture_backward(  # noqa: PLR0913, PLR0917 - the schema of the oper
     needs_projections: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``moegate::trained_mixture_backward``."""
+    check_kept(grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF, activation)
     if pre.dtype not in ELEMENTS:
         falls_back("trained_mixture_backward", f"{pre.dtype} is for checking gradients")
         return trained_mixture_backward_reference(
