@@ -29,13 +29,13 @@ def trained_mixture_backward(  # noqa: PLR0913, PLR0917 - the schema of the oper
     needs_projections: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``moegate::trained_mixture_backward``."""
-    check_kept(grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF, activation)
     if pre.dtype not in ELEMENTS:
         falls_back("trained_mixture_backward", f"{pre.dtype} is for checking gradients")
         return trained_mixture_backward_reference(
             grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF,
             activation, needs_hidden, needs_weights, needs_projections,
         )  # fmt: skip
+    check_kept(grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF, activation)
     rows = Rows.of(slot_R, inverse_TK, offsets_E, pre)
     grad_out_TD = readable(grad_out_TD)
     # It holds the gradient of the inner values until these are computed once more, weighted, in its place.
