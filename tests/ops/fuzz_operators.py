@@ -77,6 +77,7 @@ class Fuzzer:
             | self.row_calls(slot, inverse)
             | self.expert_calls(offsets)
             | self.mixture_calls(index, num_experts)
+            | self.linear_calls(num_tokens, num_experts)
         )
 
     def gate_calls(self, index: torch.Tensor, num_experts: int) -> Calls:
@@ -147,7 +148,24 @@ class Fuzzer:
         up = self.floats(num_experts, 2 * inner if activation < 2 else inner, hidden, dtype=dtype)
         down = self.floats(num_experts, hidden, inner, dtype=dtype)
         tokens, weights = self.floats(index.shape[0], hidden, dtype=dtype), self.floats(*index.shape)
-        return {"mixture": [tokens, index, weights, up, down, activation, self.flag()]}
+        given = [tokens, index, weights, up, down, activation]
+        _, offsets, slot, inverse = torch.ops.moegate.dispatch_plan(index, num_experts, 1, -1, False, False)
+        pre = self.floats(slot.shape[0], up.shape[1], dtype=dtype)
+        kept = [tokens, tokens, weights, slot, inverse, offsets, pre, up, down, activation]
+        return {
+            "mixture": [*given, self.flag()],
+            "trained_mixture": given,
+            "trained_mixture_backward": [*kept, self.flag(), self.flag(), self.flag()],
+        }
+
+    def linear_calls(self, num_tokens: int, num_experts: int) -> Calls:
+        hidden_size, dtype = self.size(), torch.bfloat16
+        hidden, weight = (self.floats(rows, hidden_size, dtype=dtype) for rows in (num_tokens, num_experts))
+        grad = self.floats(num_tokens, num_experts)
+        return {
+            "wide_linear": [hidden, weight],
+            "wide_linear_backward": [grad, hidden, weight, self.flag(), self.flag()],
+        }
 
     def spoiled(self, value: Any) -> Any:
         """The argument, or one of its kind that may not fit."""

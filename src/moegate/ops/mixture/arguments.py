@@ -1,5 +1,6 @@
 """What the operators of a layer's second half are given, checked without looking at values."""
 
+import torch
 from torch import Tensor
 
 from moegate.ops.experts.activations import ACTIVATIONS, GATED
@@ -27,3 +28,29 @@ def check_arguments(
         )
     if any(tensor.device != hidden_TD.device for tensor in tensors):
         raise RuntimeError(f"All tensors must be on one device, got {[str(tensor.device) for tensor in tensors]}.")
+
+
+def check_kept(  # noqa: PLR0913, PLR0917 - the schema of the operator
+    grad_out_TD: Tensor,
+    hidden_TD: Tensor,
+    weights_TK: Tensor,
+    slot_R: Tensor,
+    inverse_TK: Tensor,
+    offsets_E: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    down_EDF: Tensor,
+    activation: int,
+) -> None:
+    """The same for the backward, whose further tensors must be those that the forward gave."""
+    check_arguments(hidden_TD, inverse_TK, weights_TK, up, down_EDF, activation)
+    plan = (slot_R, inverse_TK, offsets_E)
+    fits = grad_out_TD.shape == hidden_TD.shape and grad_out_TD.dtype is hidden_TD.dtype is pre.dtype
+    fits = fits and slot_R.shape == (inverse_TK.numel(),) and offsets_E.shape == (up.shape[0],)
+    fits = fits and pre.shape == (slot_R.shape[0], up.shape[1]) and weights_TK.dtype is torch.float32
+    if not fits or any(tensor.dtype is not torch.int64 for tensor in plan):
+        tensors = (grad_out_TD, weights_TK, *plan, pre)
+        found = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors)
+        raise RuntimeError(f"grad, weights, slot, inverse, offsets and pre are not those of one forward: {found}.")
+    if any(tensor.device != hidden_TD.device for tensor in (grad_out_TD, slot_R, offsets_E, pre)):
+        raise RuntimeError("All tensors must be on one device.")

@@ -7,6 +7,7 @@ from moegate.ops.combine.gpu_operator import combine
 from moegate.ops.experts.gpu_operator import function_of
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, outer, product, readable
 from moegate.ops.library import falls_back
+from moegate.ops.mixture.arguments import check_kept
 from moegate.ops.mixture.gpu_kernel_backward import inner_backward_kernel
 from moegate.ops.mixture.gpu_products import Rows, product_of_rows
 from moegate.ops.mixture.training_reference import trained_mixture_backward_reference
@@ -34,6 +35,7 @@ def trained_mixture_backward(  # noqa: PLR0913, PLR0917 - the schema of the oper
             grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF,
             activation, needs_hidden, needs_weights, needs_projections,
         )  # fmt: skip
+    check_kept(grad_out_TD, hidden_TD, weights_TK, slot_R, inverse_TK, offsets_E, pre, up, down_EDF, activation)
     rows = Rows.of(slot_R, inverse_TK, offsets_E, pre)
     grad_out_TD = readable(grad_out_TD)
     # It holds the gradient of the inner values until these are computed once more, weighted, in its place.
