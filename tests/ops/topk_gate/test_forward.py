@@ -246,6 +246,20 @@ def test_a_softmax_of_huge_float64_logits(greatest: float) -> None:
     torch.testing.assert_close(logits.grad[0], torch.tensor([7.0, *[-1.0] * 7], dtype=torch.float64) / 64)
 
 
+@pytest.mark.parametrize("isa", ALL_ISAS)
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (600, 40), (2100, 2060)])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_masked_token_weighs_nothing_at_an_infinite_scale(
+    isa: str, num_experts: int, top_k: int, differentiable: bool
+) -> None:
+    logits = torch.rand(2, num_experts).requires_grad_(differentiable)
+    mask = torch.tensor([False, True])
+    with serving(isa):
+        gated = topk_gate(logits, top_k=top_k, score="sigmoid", token_mask_T=mask, scale=math.inf)
+    assert not gated.weights[0].any()
+    assert gated.weights[1].isposinf().all()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_beside_infinity_no_softmax_is_sound(isa: str) -> None:
     """Its scores are NaN, so their order chooses the first experts: their weights must not look sound."""

@@ -369,16 +369,17 @@ def topk_gate_kernel(
     log_total_t = greatest_t
     if WITH_LOGSUMEXP or WEIGHT_SCORE == "softmax":
         greatest_t, log_total_t = greatest_and_log_total(z_te, tl.broadcast_to(real_e[None, :], z_te.shape))
-    # Not by the logsumexp, in which a greatest logit of 1e17 swallows the total.
-    shifted_tk = (
-        chosen_tk.to(tl.float64) - greatest_t[:, None] if WEIGHT_SCORE == "softmax" else chosen_tk.to(tl.float64)
-    )
+    shifted_tk = chosen_tk.to(tl.float64)
+    if WEIGHT_SCORE == "softmax":
+        # Not by the logsumexp, in which a greatest logit of 1e17 swallows the total.
+        shifted_tk -= greatest_t[:, None]
     weights_tk = weights_of(shifted_tk, log_total_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
 
     out_tk = token_t[:, None] * K + slot_k[None, :]
     stored_tk = here_t[:, None] & real_tk
     tl.store(index_ptr + out_tk, expert_tk, mask=stored_tk)
-    tl.store(weights_ptr + out_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
+    # The scale may be infinite, and 0 times that is NaN.
+    tl.store(weights_ptr + out_tk, tl.where(wanted_tk, weights_tk * scale, 0.0), mask=stored_tk)
     if WITH_CHOSEN:
         tl.store(chosen_ptr + out_tk, chosen_tk, mask=stored_tk)
     if WITH_LOGSUMEXP:

@@ -122,8 +122,8 @@ def weights_kernel(
         shifted_tk -= tl.load(total_ptr + 2 * token_t, mask=seen_t, other=0.0)[:, None]
         log_total_t = tl.load(total_ptr + 2 * token_t + 1, mask=seen_t, other=0.0)
     weights_tk = weights_of(shifted_tk, log_total_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
-    # The scale is a rounding of its own.
-    tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
+    # The scale is a rounding of its own; it may be infinite, and 0 times that is NaN.
+    tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk * scale, 0.0), mask=stored_tk)
     tl.store(chosen_ptr + place_tk, chosen_tk, mask=stored_tk)
     if HAS_MASK or HAS_KEYS:
         tl.store(index_ptr + place_tk, expert_tk, mask=stored_tk)

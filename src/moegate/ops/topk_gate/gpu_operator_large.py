@@ -177,4 +177,5 @@ def _weighed_by_operators(gate: _Gate, index_TK: Tensor, spoiled_T: Tensor, rows
         shifted_TK, log_total_T = shifted_TK - rows.total[:, :1], rows.total[:, 1]
     weights_TK = weights_of(shifted_TK, log_total_T, index_TK < 0, gate.options, gate.mode).float()
     counts_E = count_of(index_TK.to(torch.int64), gate.logits.shape[-1] if gate.mode.with_counts else 0)
-    return Statistics(weights_TK * gate.options.scale, index_TK, counts_E, rows.logsumexp, chosen_TK)
+    weights_TK = (weights_TK * gate.options.scale).masked_fill(index_TK < 0, 0.0)
+    return Statistics(weights_TK, index_TK, counts_E, rows.logsumexp, chosen_TK)

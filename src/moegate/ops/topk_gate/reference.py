@@ -43,8 +43,8 @@ def gate(logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, 
         logsumexp_T = logsumexp_T.masked_fill(masked_T, 0.0) if logsumexp_T.numel() else logsumexp_T
     weights_TK = weights_of(shifted_TK, log_total_T, index_TK < 0, options, mode).to(wide_TE.dtype)
     return Statistics(
-        # The scale is a rounding of its own.
-        weights=weights_TK * options.scale,
+        # The scale is a rounding of its own; it may be infinite, and 0 times that is NaN.
+        weights=(weights_TK * options.scale).masked_fill(index_TK < 0, 0.0),
         index=index_TK.to(torch.int32 if mode.narrow_index else torch.int64),
         counts=count_of(index_TK, logits_TE.shape[-1] if mode.with_counts else 0),
         logsumexp=logsumexp_T if mode.with_logsumexp else logsumexp_T[:0],
