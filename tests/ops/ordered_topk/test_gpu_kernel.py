@@ -11,7 +11,15 @@ from moegate.ops import ordered_topk, topk_by_key
 
 pytestmark = [only_on_triton, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38, -3.4e38, np.inf, -np.inf, np.nan, -np.nan]
-POOLS = {"special": SPECIAL, "equal": [1.0], "few": [-1.0, 0.0, 2.0], "nan": [np.nan, -np.nan], "lost": [-np.inf]}
+SUBNORMAL = [0.0, 2.0**-133, -(2.0**-133), 3 * 2.0**-133, 2.0**-126]
+POOLS = {
+    "special": SPECIAL,
+    "subnormal": SUBNORMAL,
+    "equal": [1.0],
+    "few": [-1.0, 0.0, 2.0],
+    "nan": [np.nan, -np.nan],
+    "lost": [-np.inf],
+}
 
 
 def values_of(kind: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -52,7 +60,8 @@ def check(values: Tensor, k: int, excluded: Tensor | None = None) -> None:
     ],
 )
 def test_values(size: int, k: int, kind: str) -> None:
-    dtype = {"distinct": torch.float32, "few": torch.bfloat16, "special": torch.float16}.get(kind, torch.float32)
+    narrow = {"few": torch.bfloat16, "subnormal": torch.bfloat16, "special": torch.float16}
+    dtype = narrow.get(kind, torch.float32)
     values = values_of(kind, (2, size), dtype)
     check(values, k)
     check(values, k, torch.rand(values.shape) < 0.4)

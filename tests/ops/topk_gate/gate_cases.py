@@ -25,13 +25,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 33, 36, 48, 64, 97, 100, 128, 257)
 LAYOUTS = ("contiguous", "transposed", "strided", "inside")
 
-# 1.0078125 is the bfloat16 after 1; the finite values are exact in every dtype, so ties stay ties.
+# 1.0078125 is the bfloat16 after 1; the finite values are exact in every dtype, or 0, so ties stay ties.
 _POOLS: dict[str, list[float]] = {
     "ties": [-1.0, -0.0, 0.0, 0.5, 1.0, 1.0078125],
     "zeros": [-0.0, 0.0],
     "equal": [0.25],
     "saturated": [14.0, 14.5, 17.0, 40.0, 88.0, 104.0, 1024.0, 60000.0],
     "sunken": [-14.0, -39.5, -40.0, -40.5, -88.0, -104.0, -1024.0, -60000.0],
+    "subnormal": [-(2.0**-133), -0.0, 2.0**-133, 3 * 2.0**-133, 2.0**-126, 2.0**-24],
     "infinite": [float("-inf"), float("inf"), 0.0, 1.0],
     "minus infinity": [float("-inf")],
     "one finite": [*[float("-inf")] * 30, 1.0],

@@ -221,6 +221,45 @@ def test_rows_that_share_their_memory(isa: str) -> None:
     assert gated.index.equal(alone.index.expand(5, 4)) and gated.weights.equal(alone.weights.expand(5, 4))
 
 
+HUGE = [-3.4e38, -1e12, 1e17]
+
+
+@pytest.mark.parametrize("isa", ALL_ISAS)
+@pytest.mark.parametrize("greatest", HUGE)
+@pytest.mark.parametrize("top_k", [4, 40])
+def test_a_softmax_of_huge_logits(isa: str, greatest: float, top_k: int) -> None:
+    """Beside them the logarithm of the total is lost, as in a row that a mask has filled with the least float32."""
+    logits = torch.full((2, 600), greatest)
+    logits[1, 5:] = -3.4e38
+    case = Case(logits, torch.randn(600), None, {**RULE, "score": "softmax", "renormalize": False, "top_k": top_k})
+    with serving(isa):
+        check(topk_gate(case.logits, **case.inputs()), case)
+
+
+@pytest.mark.parametrize("greatest", HUGE)
+def test_a_softmax_of_huge_float64_logits(greatest: float) -> None:
+    logits = torch.full((1, 8), greatest, dtype=torch.float64, requires_grad=True)
+    weights = topk_gate(logits, top_k=2, score="softmax").weights
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.125))
+    weights[0, 0].backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[0], torch.tensor([7.0, *[-1.0] * 7], dtype=torch.float64) / 64)
+
+
+@pytest.mark.parametrize("isa", ALL_ISAS)
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (600, 40), (2100, 2060)])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_masked_token_weighs_nothing_at_an_infinite_scale(
+    isa: str, num_experts: int, top_k: int, differentiable: bool
+) -> None:
+    logits = torch.rand(2, num_experts).requires_grad_(differentiable)
+    mask = torch.tensor([False, True])
+    with serving(isa):
+        gated = topk_gate(logits, top_k=top_k, score="sigmoid", token_mask_T=mask, scale=math.inf)
+    assert not gated.weights[0].any()
+    assert gated.weights[1].isposinf().all()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_beside_infinity_no_softmax_is_sound(isa: str) -> None:
     """Its scores are NaN, so their order chooses the first experts: their weights must not look sound."""

@@ -107,6 +107,17 @@ def test_two_equal_maxima_of_a_group_count_twice() -> None:
     check(found, case)
 
 
+@pytest.mark.parametrize("greatest", [-3.4e38, 1e17])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(40, 8), (2300, 2100)])
+def test_a_softmax_of_huge_logits(num_experts: int, top_k: int, greatest: float) -> None:
+    """Beside them the logarithm of the total is lost."""
+    logits = torch.full((2, num_experts), greatest)
+    logits[1, 5:] = -3.4e38
+    rule = {**RULE, "score": "softmax", "renormalize": False, "top_k": top_k}
+    case = Case(logits, torch.zeros(num_experts), None, rule)
+    check(gated(case), case)
+
+
 def test_no_tokens() -> None:
     found = gated(Case(torch.zeros(0, 300), None, None, RULE))
     assert (found.weights.shape, found.index.shape, found.counts.tolist()) == ((0, 8), (0, 8), [0] * 300)

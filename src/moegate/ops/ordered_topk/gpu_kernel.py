@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from moegate.ops.gpu.ranking import EXCLUDED, LOWEST, index_of, keys_of, ordered
+from moegate.ops.gpu.rounding import widened
 from moegate.ops.portable.gpu_kernel import score_of
 
 _NOWHERE = tl.constexpr(2**31 - 1)
@@ -24,7 +25,7 @@ def rank_of(x):
     """The int32 of the same order; an int32 is its own rank."""
     if x.dtype == tl.int32:
         return x
-    return ordered(x.to(tl.float32))
+    return ordered(widened(x, tl.float32))
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def read_values(
         value = tl.load(row_ptr + wide * stride_n, mask=real, other=EXCLUDED)
         spoiled = value != value
     else:
-        z = tl.load(row_ptr + wide * stride_n, mask=real, other=-float("inf")).to(tl.float32)
+        z = widened(tl.load(row_ptr + wide * stride_n, mask=real, other=-float("inf")), tl.float32)
         spoiled = z != z
         value = score_of(z, greatest, total, SCORE)
         if HAS_BIAS:

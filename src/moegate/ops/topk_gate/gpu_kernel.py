@@ -25,6 +25,7 @@ from moegate.ops.gpu.rough_ranking import (
     rough_keys,
     surely_greater,
 )
+from moegate.ops.gpu.rounding import widened
 
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
@@ -40,7 +41,7 @@ def error_of(score):
 def loaded(logits_ptr, token_t, seen_t, expert_e, real_e, stride_t, stride_e):
     """``[t, e]`` float32 logits, 0 where there is none."""
     place_te = logits_ptr + token_t[:, None] * stride_t + expert_e.to(tl.int64)[None, :] * stride_e
-    return tl.load(place_te, mask=seen_t[:, None] & real_e[None, :], other=0.0).to(tl.float32)
+    return widened(tl.load(place_te, mask=seen_t[:, None] & real_e[None, :], other=0.0), tl.float32)
 
 
 @triton.jit
@@ -242,7 +243,7 @@ def exactly_chosen(
     group_e, member_e = place_e // BLOCK_S, place_e % BLOCK_S
     expert_e = group_e * GROUP_SIZE + member_e
     real_e = is_expert(group_e, member_e, NUM_GROUPS, GROUP_SIZE, BLOCK_S)
-    z_e = tl.load(row_ptr + expert_e.to(tl.int64) * stride_e, mask=real_e, other=0.0).to(tl.float32)
+    z_e = widened(tl.load(row_ptr + expert_e.to(tl.int64) * stride_e, mask=real_e, other=0.0), tl.float32)
     z_te, real_te = z_e[None, :], real_e[None, :]
     scores_te = z_te
     if RANKS_SCORES or (GROUPED and BY_TOP2_SUM):
@@ -293,14 +294,15 @@ def weights_of(z_tk, logsumexp_t, real_tk, SCORE: tl.constexpr, RENORMALIZE: tl.
 
 
 @triton.jit
-def logsumexp_of(z_te, real_te):
-    """``[t]`` float64: of the lanes that are experts; NaN beside a NaN."""
+def greatest_and_log_total(z_te, real_te):
+    """``[t]`` float64, of the lanes that are experts: the greatest, 0 for an infinite one, and the logarithm of what
+    the exponentials of the differences to it sum to. Their sum is the logsumexp; NaN beside a NaN."""
     wide_te = tl.where(real_te, z_te, _NEGATIVE_INFINITY).to(tl.float64)
     greatest_t = tl.max(tl.where(wide_te == wide_te, wide_te, _NEGATIVE_INFINITY), axis=1)
     # Of an infinite greatest value the differences would be NaN.
     finite_t = tl.where(tl.abs(greatest_t) == float("inf"), 0.0, greatest_t)
     total_t = tl.sum(tl.where(real_te, tl.exp(wide_te - finite_t[:, None]), 0.0), axis=1)
-    return tl.log(total_t) + finite_t
+    return finite_t, tl.log(total_t)
 
 
 @triton.jit
@@ -361,21 +363,26 @@ def topk_gate_kernel(
     wanted_tk = seen_t[:, None] & real_tk
     expert_tk = tl.where(wanted_tk, place_tk // BLOCK_S * GROUP_SIZE + place_tk % BLOCK_S, -1)
     chosen_ptr_tk = logits_ptr + token_t[:, None] * stride_t + expert_tk.to(tl.int64) * stride_e
-    chosen_tk = tl.load(chosen_ptr_tk, mask=wanted_tk, other=0.0).to(tl.float32)
+    chosen_tk = widened(tl.load(chosen_ptr_tk, mask=wanted_tk, other=0.0), tl.float32)
     chosen_tk = tl.where(spoiled_t[:, None] > 0, float("nan"), chosen_tk)
-    logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
+    greatest_t = tl.full((BLOCK_T,), 0.0, tl.float64)
+    log_total_t = greatest_t
     if WITH_LOGSUMEXP or WEIGHT_SCORE == "softmax":
-        real_te = tl.broadcast_to(real_e[None, :], z_te.shape)
-        logsumexp_t = tl.where(seen_t, logsumexp_of(z_te, real_te), 0.0)
-    weights_tk = weights_of(chosen_tk.to(tl.float64), logsumexp_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
+        greatest_t, log_total_t = greatest_and_log_total(z_te, tl.broadcast_to(real_e[None, :], z_te.shape))
+    shifted_tk = chosen_tk.to(tl.float64)
+    if WEIGHT_SCORE == "softmax":
+        # Not by the logsumexp, in which a greatest logit of 1e17 swallows the total.
+        shifted_tk -= greatest_t[:, None]
+    weights_tk = weights_of(shifted_tk, log_total_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
 
     out_tk = token_t[:, None] * K + slot_k[None, :]
     stored_tk = here_t[:, None] & real_tk
     tl.store(index_ptr + out_tk, expert_tk, mask=stored_tk)
-    tl.store(weights_ptr + out_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
+    # The scale may be infinite, and 0 times that is NaN.
+    tl.store(weights_ptr + out_tk, tl.where(wanted_tk, weights_tk * scale, 0.0), mask=stored_tk)
     if WITH_CHOSEN:
         tl.store(chosen_ptr + out_tk, chosen_tk, mask=stored_tk)
     if WITH_LOGSUMEXP:
-        tl.store(logsumexp_ptr + token_t, logsumexp_t, mask=here_t)
+        tl.store(logsumexp_ptr + token_t, tl.where(seen_t, greatest_t + log_total_t, 0.0), mask=here_t)
     if WITH_COUNTS:
         tl.atomic_add(counts_ptr + expert_tk, 1, mask=wanted_tk, sem="relaxed")

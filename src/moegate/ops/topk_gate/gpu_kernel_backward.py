@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from moegate.ops.gpu.rounding import rounded
+from moegate.ops.gpu.rounding import rounded, widened
 from moegate.ops.topk_gate.gpu_kernel import scores_of
 
 
@@ -81,7 +81,7 @@ def topk_gate_backward_kernel(
     if DENSE:
         seen_t = tl.max(real_tk.to(tl.int32), axis=1) > 0
         logits_te = logits_ptr + token_t[:, None] * stride_t + expert_e.to(tl.int64)[None, :] * stride_e
-        z_te = tl.load(logits_te, mask=inside_te & seen_t[:, None], other=0.0).to(tl.float64)
+        z_te = widened(tl.load(logits_te, mask=inside_te & seen_t[:, None], other=0.0), tl.float64)
         dense_te = from_total_t[:, None] * tl.exp(z_te - logsumexp_t[:, None])
         dense_te = tl.where(seen_t[:, None], dense_te, 0.0).to(tl.float32)
         tl.store(out_te, rounded(dense_te, out_ptr.dtype.element_ty), mask=inside_te)

@@ -8,16 +8,19 @@ import triton
 import triton.language as tl
 
 from moegate.ops.gpu.ranking import index_of
+from moegate.ops.gpu.rounding import widened
 from moegate.ops.portable.gpu_kernel import greatest_of_row, score_of, softmax_total
 from moegate.ops.topk_gate.gpu_kernel import weights_of
 
 
 @triton.jit
 def row_statistics_kernel(
-    logits_ptr, mask_ptr, softmax_ptr, logsumexp_ptr, num_experts, stride_t, stride_e,
-    WITH_SOFTMAX: tl.constexpr, WITH_LOGSUMEXP: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, mask_ptr, softmax_ptr, total_ptr, logsumexp_ptr, num_experts, stride_t, stride_e,
+    WITH_SOFTMAX: tl.constexpr, WITH_TOTAL: tl.constexpr, WITH_LOGSUMEXP: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one token: the greatest logit and the total of the portable softmax; the logsumexp in float64."""
+    """Of one token: the greatest logit and the total of the portable softmax; in float64 the two parts of the
+    logsumexp, as ``greatest_and_log_total`` returns them, and their sum."""
     token = tl.program_id(0).to(tl.int64)
     if HAS_MASK:  # noqa: SIM102 - decided when the kernel is compiled
         if tl.load(mask_ptr + token) == 0:
@@ -30,7 +33,7 @@ def row_statistics_kernel(
         of_softmax = tl.where(spoiled, float("nan"), greatest)
         tl.store(softmax_ptr + 2 * token, of_softmax)
         tl.store(softmax_ptr + 2 * token + 1, softmax_total(row_ptr, stride_e, num_experts, of_softmax, BLOCK))
-    if WITH_LOGSUMEXP:
+    if WITH_TOTAL or WITH_LOGSUMEXP:
         # Of an infinite greatest logit the differences would be NaN.
         finite = tl.where(tl.abs(greatest) == float("inf"), 0.0, greatest).to(tl.float64)
         total_e = tl.full((BLOCK,), 0.0, tl.float64)
@@ -38,8 +41,13 @@ def row_statistics_kernel(
             expert_e = start + tl.arange(0, BLOCK)
             here_e = row_ptr + expert_e.to(tl.int64) * stride_e
             z_e = tl.load(here_e, mask=expert_e < num_experts, other=-float("inf"))
-            total_e += tl.exp(z_e.to(tl.float32).to(tl.float64) - finite)
-        tl.store(logsumexp_ptr + token, tl.log(tl.sum(total_e, axis=0)) + finite)
+            total_e += tl.exp(widened(z_e, tl.float64) - finite)
+        log_total = tl.log(tl.sum(total_e, axis=0))
+        if WITH_TOTAL:
+            tl.store(total_ptr + 2 * token, finite)
+            tl.store(total_ptr + 2 * token + 1, log_total)
+        if WITH_LOGSUMEXP:
+            tl.store(logsumexp_ptr + token, finite + log_total)
 
 
 @triton.jit
@@ -61,9 +69,8 @@ def group_scores_kernel(
         real_gs = (group_g < num_groups)[:, None] & (member_s < group_size)[None, :]
         expert_gs = group_g[:, None] * group_size + member_s[None, :]
         here_gs = logits_ptr + token * stride_t + expert_gs.to(tl.int64) * stride_e
-        value_gs = score_of(
-            tl.load(here_gs, mask=real_gs, other=-float("inf")).to(tl.float32), greatest, total, SCORE
-        )  # fmt: skip
+        z_gs = widened(tl.load(here_gs, mask=real_gs, other=-float("inf")), tl.float32)
+        value_gs = score_of(z_gs, greatest, total, SCORE)
         if HAS_BIAS:
             value_gs += tl.load(bias_ptr + expert_gs, mask=real_gs, other=0.0)
         value_gs = tl.where(real_gs & (value_gs == value_gs), value_gs, -float("inf"))
@@ -81,10 +88,10 @@ def group_scores_kernel(
 
 @triton.jit
 def weights_kernel(
-    logits_ptr, mask_ptr, keys_ptr, spoiled_ptr, logsumexp_ptr, index_ptr, weights_ptr, chosen_ptr, counts_ptr,
+    logits_ptr, mask_ptr, keys_ptr, spoiled_ptr, total_ptr, index_ptr, weights_ptr, chosen_ptr, counts_ptr,
     num_tokens, stride_t, stride_e, scale,
     K: tl.constexpr, EPS: tl.constexpr, WEIGHT_SCORE: tl.constexpr, RENORMALIZE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_KEYS: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, WITH_COUNTS: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_KEYS: tl.constexpr, WITH_COUNTS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The weights of the experts of ``BLOCK_T`` tokens; empties the slots of masked ones, and counts. The experts are
@@ -107,15 +114,16 @@ def weights_kernel(
         expert_tk = tl.load(index_ptr + place_tk, mask=wanted_tk, other=-1)
     row_t = logits_ptr + token_t * stride_t
     here_tk = row_t[:, None] + expert_tk.to(tl.int64) * stride_e
-    chosen_tk = tl.load(here_tk, mask=wanted_tk, other=0.0).to(tl.float32)
+    chosen_tk = widened(tl.load(here_tk, mask=wanted_tk, other=0.0), tl.float32)
     spoiled_t = tl.load(spoiled_ptr + token_t, mask=seen_t, other=0) != 0
     chosen_tk = tl.where(spoiled_t[:, None], float("nan"), chosen_tk)
-    logsumexp_t = tl.full((BLOCK_T,), 0.0, tl.float64)
-    if HAS_LOGSUMEXP:
-        logsumexp_t = tl.load(logsumexp_ptr + token_t, mask=here_t, other=0.0)
-    weights_tk = weights_of(chosen_tk.to(tl.float64), logsumexp_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
-    # The scale is a rounding of its own.
-    tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk, 0.0) * scale, mask=stored_tk)
+    shifted_tk, log_total_t = chosen_tk.to(tl.float64), tl.full((BLOCK_T,), 0.0, tl.float64)
+    if WEIGHT_SCORE == "softmax":
+        shifted_tk -= tl.load(total_ptr + 2 * token_t, mask=seen_t, other=0.0)[:, None]
+        log_total_t = tl.load(total_ptr + 2 * token_t + 1, mask=seen_t, other=0.0)
+    weights_tk = weights_of(shifted_tk, log_total_t, real_tk, WEIGHT_SCORE, RENORMALIZE, EPS)
+    # The scale is a rounding of its own; it may be infinite, and 0 times that is NaN.
+    tl.store(weights_ptr + place_tk, tl.where(wanted_tk, weights_tk * scale, 0.0), mask=stored_tk)
     tl.store(chosen_ptr + place_tk, chosen_tk, mask=stored_tk)
     if HAS_MASK or HAS_KEYS:
         tl.store(index_ptr + place_tk, expert_tk, mask=stored_tk)

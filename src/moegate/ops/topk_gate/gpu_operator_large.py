@@ -6,7 +6,7 @@ Nothing of the size of all logits is allocated, unless thousands of experts are 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -58,10 +58,6 @@ class _Gate:
         sums_scores = self.is_grouped and self.mode.groups_by_top2_sum
         return self.score == "softmax" and (self.ranks_scores or sums_scores)
 
-    @property
-    def needs_logsumexp(self) -> bool:
-        return self.mode.with_logsumexp or self.mode.weight_score == "softmax"
-
 
 def topk_gate_statistics_large(
     logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, *numbers: Any, sizes: Sizes | None = None
@@ -81,41 +77,54 @@ def topk_gate_statistics_large(
         counts_E = torch.zeros(num_experts if gate.mode.with_counts else 0, dtype=torch.int64, device=index_TK.device)
         empty_TK = index_TK.to(torch.float32)
         return Statistics(empty_TK, index_TK, counts_E, empty_TK.new_empty(0, dtype=torch.float64), empty_TK.clone())
-    softmax_T2, logsumexp_T = _row_statistics(gate)
+    rows = _row_statistics(gate)
     ranking = Ranking(
         score=gate.score if gate.ranks_scores else "identity",
         bias=gate.bias,
-        softmax=softmax_T2,
-        excluded=_dropped_groups(gate, softmax_T2) if gate.is_grouped else None,
+        softmax=rows.softmax,
+        excluded=_dropped_groups(gate, rows.softmax) if gate.is_grouped else None,
         group_size=num_experts // options.num_groups if gate.is_grouped else 1,
         mask=token_mask_T,
     )
     found = candidates_of(logits_TE, options.top_k, ranking, with_spoiled=True, sizes=sizes)
     if found.keys.shape[1] <= LARGEST_SORT_OF_A_PROGRAM:
-        return _weighed(gate, found.keys, index_TK, found.spoiled, logsumexp_T)
+        return _weighed(gate, found.keys, index_TK, found.spoiled, rows)
     put_in_order(found.keys, index_TK)
     if options.top_k <= _LARGEST_K_OF_A_PROGRAM:
-        return _weighed(gate, None, index_TK, found.spoiled, logsumexp_T)
-    return _weighed_by_operators(gate, index_TK, found.spoiled, logsumexp_T)
+        return _weighed(gate, None, index_TK, found.spoiled, rows)
+    return _weighed_by_operators(gate, index_TK, found.spoiled, rows)
 
 
-def _row_statistics(gate: _Gate) -> tuple[Tensor | None, Tensor]:
-    """``[T, 2]`` float32, the greatest logit of each row and the total of its softmax, if any has to know it; ``[T]``
-    float64, each row's logsumexp, or nothing."""
+class _Rows(NamedTuple):
+    """What is known of whole rows, as far as any has to know it.
+
+    Attributes:
+        softmax: ``[T, 2]`` float32, the greatest logit of each row and the total of its portable softmax.
+        total: ``[T, 2]`` float64, the two parts of the logsumexp, for weights.
+        logsumexp: ``[T]`` float64, for the caller; empty unless asked for.
+    """
+
+    softmax: Tensor | None
+    total: Tensor | None
+    logsumexp: Tensor
+
+
+def _row_statistics(gate: _Gate) -> _Rows:
     num_tokens, num_experts = gate.logits.shape
-    softmax_T2 = None
-    if gate.needs_softmax:
-        softmax_T2 = torch.empty(num_tokens, 2, dtype=torch.float32, device=gate.logits.device)
-    with_logsumexp = gate.needs_logsumexp
-    logsumexp_T = torch.empty(num_tokens if with_logsumexp else 0, dtype=torch.float64, device=gate.logits.device)
-    if softmax_T2 is not None or with_logsumexp:
+    with_total, with_logsumexp = gate.mode.weight_score == "softmax", gate.mode.with_logsumexp
+    rows = _Rows(
+        softmax=gate.logits.new_empty(num_tokens, 2, dtype=torch.float32) if gate.needs_softmax else None,
+        total=gate.logits.new_empty(num_tokens, 2, dtype=torch.float64) if with_total else None,
+        logsumexp=gate.logits.new_empty(num_tokens if with_logsumexp else 0, dtype=torch.float64),
+    )
+    if gate.needs_softmax or with_total or with_logsumexp:
         block, warps = row_block(num_experts)
         row_statistics_kernel[(num_tokens,)](
-            gate.logits, gate.token_mask, softmax_T2, logsumexp_T, num_experts, *gate.logits.stride(),
-            WITH_SOFTMAX=softmax_T2 is not None, WITH_LOGSUMEXP=with_logsumexp,
+            gate.logits, gate.token_mask, *rows, num_experts, *gate.logits.stride(),
+            WITH_SOFTMAX=gate.needs_softmax, WITH_TOTAL=with_total, WITH_LOGSUMEXP=with_logsumexp,
             HAS_MASK=gate.token_mask is not None, BLOCK=block, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
-    return softmax_T2, logsumexp_T
+    return rows
 
 
 def _dropped_groups(gate: _Gate, softmax_T2: Tensor | None) -> Tensor:
@@ -136,9 +145,7 @@ def _dropped_groups(gate: _Gate, softmax_T2: Tensor | None) -> Tensor:
     return dropped_TG.scatter_(1, topk_rows(group_TG, gate.options.groups_kept, Ranking()), False)
 
 
-def _weighed(
-    gate: _Gate, keys_TC: Tensor | None, index_TK: Tensor, spoiled_T: Tensor, logsumexp_T: Tensor
-) -> Statistics:
+def _weighed(gate: _Gate, keys_TC: Tensor | None, index_TK: Tensor, spoiled_T: Tensor, rows: _Rows) -> Statistics:
     """The whole result, from the candidates of every token, or from its experts; masked ones have any."""
     (num_tokens, num_experts), top_k = gate.logits.shape, gate.options.top_k
     weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=index_TK.device)
@@ -148,25 +155,27 @@ def _weighed(
     block_k = triton.next_power_of_2(top_k) if keys_TC is None else keys_TC.shape[1]
     block_t = max(1, 128 // block_k)
     weights_kernel[(triton.cdiv(num_tokens, block_t),)](
-        gate.logits, gate.token_mask, keys_TC, spoiled_T, logsumexp_T, index_TK, weights_TK, chosen_TK, counts_E,
+        gate.logits, gate.token_mask, keys_TC, spoiled_T, rows.total, index_TK, weights_TK, chosen_TK, counts_E,
         num_tokens, *gate.logits.stride(), float(gate.options.scale),
         K=top_k, EPS=gate.options.eps, WEIGHT_SCORE=gate.mode.weight_score, RENORMALIZE=gate.mode.renormalize,
         HAS_MASK=gate.token_mask is not None, HAS_KEYS=keys_TC is not None,
-        HAS_LOGSUMEXP=gate.needs_logsumexp, WITH_COUNTS=with_counts,
+        WITH_COUNTS=with_counts,
         BLOCK_T=block_t, BLOCK_K=block_k, num_warps=1 if block_k <= 128 else 4, enable_fp_fusion=False,
     )  # fmt: skip
-    kept_T = logsumexp_T if gate.mode.with_logsumexp else logsumexp_T[:0]
-    return Statistics(weights_TK, index_TK, counts_E, kept_T, chosen_TK)
+    return Statistics(weights_TK, index_TK, counts_E, rows.logsumexp, chosen_TK)
 
 
-def _weighed_by_operators(gate: _Gate, index_TK: Tensor, spoiled_T: Tensor, logsumexp_T: Tensor) -> Statistics:
+def _weighed_by_operators(gate: _Gate, index_TK: Tensor, spoiled_T: Tensor, rows: _Rows) -> Statistics:
     """The same by PyTorch's operators, where so many are chosen that no program holds them; all indices are sound."""
     chosen_TK = gate.logits.gather(-1, index_TK.to(torch.int64)).float()
     chosen_TK = chosen_TK.masked_fill(spoiled_T[:, None] > 0, torch.nan)
     if gate.token_mask is not None:
         masked_T1 = ~gate.token_mask[:, None]
         index_TK, chosen_TK = index_TK.masked_fill(masked_T1, -1), chosen_TK.masked_fill(masked_T1, 0.0)
-    weights_TK = weights_of(chosen_TK, logsumexp_T, index_TK < 0, gate.options, gate.mode).float()
+    shifted_TK, log_total_T = chosen_TK.double(), rows.logsumexp
+    if rows.total is not None:
+        shifted_TK, log_total_T = shifted_TK - rows.total[:, :1], rows.total[:, 1]
+    weights_TK = weights_of(shifted_TK, log_total_T, index_TK < 0, gate.options, gate.mode).float()
     counts_E = count_of(index_TK.to(torch.int64), gate.logits.shape[-1] if gate.mode.with_counts else 0)
-    kept_T = logsumexp_T if gate.mode.with_logsumexp else logsumexp_T[:0]
-    return Statistics(weights_TK * gate.options.scale, index_TK, counts_E, kept_T, chosen_TK)
+    weights_TK = (weights_TK * gate.options.scale).masked_fill(index_TK < 0, 0.0)
+    return Statistics(weights_TK, index_TK, counts_E, rows.logsumexp, chosen_TK)

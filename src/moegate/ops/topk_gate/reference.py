@@ -30,16 +30,21 @@ def gate(logits_TE: Tensor, bias_E: Tensor | None, token_mask_T: Tensor | None, 
         wide_TE = wide_TE.masked_fill(masked_T[:, None], 0.0)
     index_TK = _select(wide_TE.detach(), bias_E, options, mode)
     chosen_TK = wide_TE.gather(-1, index_TK).masked_fill(wide_TE.isnan().any(dim=-1, keepdim=True), torch.nan)
-    logsumexp_T = wide_TE.new_zeros(0, dtype=torch.float64)
+    logsumexp_T = log_total_T = wide_TE.new_zeros(0, dtype=torch.float64)
+    shifted_TK = chosen_TK.double()
     if mode.with_logsumexp or mode.weight_score == "softmax":
-        logsumexp_T = wide_TE.double().logsumexp(dim=-1)
+        # Not by the logsumexp, in which a greatest logit of 1e17 swallows the total.
+        greatest_T1 = wide_TE.detach().double().amax(dim=-1, keepdim=True).nan_to_num(posinf=0.0, neginf=0.0)
+        log_total_T = (wide_TE.double() - greatest_T1).logsumexp(dim=-1)
+        logsumexp_T = log_total_T + greatest_T1[:, 0]
+        shifted_TK = shifted_TK - greatest_T1 if mode.weight_score == "softmax" else shifted_TK
     if masked_T is not None:
         index_TK = index_TK.masked_fill(masked_T[:, None], -1)
         logsumexp_T = logsumexp_T.masked_fill(masked_T, 0.0) if logsumexp_T.numel() else logsumexp_T
-    weights_TK = weights_of(chosen_TK, logsumexp_T, index_TK < 0, options, mode).to(wide_TE.dtype)
+    weights_TK = weights_of(shifted_TK, log_total_T, index_TK < 0, options, mode).to(wide_TE.dtype)
     return Statistics(
-        # The scale is a rounding of its own.
-        weights=weights_TK * options.scale,
+        # The scale is a rounding of its own; it may be infinite, and 0 times that is NaN.
+        weights=(weights_TK * options.scale).masked_fill(index_TK < 0, 0.0),
         index=index_TK.to(torch.int32 if mode.narrow_index else torch.int64),
         counts=count_of(index_TK, logits_TE.shape[-1] if mode.with_counts else 0),
         logsumexp=logsumexp_T if mode.with_logsumexp else logsumexp_T[:0],
