@@ -130,9 +130,9 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """
 
     @wraps(fake)
-    def checked(*arguments: Any) -> Any:
-        _check_devices(name, arguments)
-        return fake(*arguments)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        _check_devices(name, (*arguments, *named.values()))
+        return fake(*arguments, **named)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", checked, lib=_LIBRARY)
 
