@@ -217,6 +217,16 @@ def test_offsets_that_are_none_stay_within_the_rows(ends: list[int]) -> None:
         assert ends in ([2, 2**62, 5], [4, 3, 2]) and "programs race" in str(error)
 
 
+@pytest.mark.parametrize("num_groups", [1, 3, 1023])
+def test_ends_for_the_products_of_pytorch_stay_within_the_rows(num_groups: int) -> None:
+    """These trust their ends, and would write behind the rows."""
+    offsets = torch.randint(-20, 60, (num_groups,))
+    offsets[num_groups // 2] = random.choice([2**62, -(2**62), 7])
+    ends = importlib.import_module("moegate.ops.grouped_mm.gpu_torch").ends_of(offsets, 40)
+    assert ends.dtype == torch.int32
+    assert ends.tolist() == list(itertools.accumulate(offsets.clamp(0, 40).tolist(), max))
+
+
 def test_the_same_bits_every_time() -> None:
     rows, weight, offsets = torch.randn(90, 48).bfloat16(), torch.randn(2, 32, 48).bfloat16(), torch.tensor([41, 88])
     assert grouped_mm(rows, weight, offsets).equal(grouped_mm(rows, weight, offsets))

@@ -1,10 +1,12 @@
 """wide_linear: bfloat16 products with float32 results, and the gate that takes them."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from triton_support import ON_TRITON
+from triton_support import ON_TRITON, only_on_triton
 
 from moegate.gates import CosineGate, LinearGate, NoisyLinearGate, ResidualGate
 from moegate.ops.wide_linear import takes, wide_linear
@@ -60,6 +62,19 @@ def test_strides_and_empty_sizes(tokens: int) -> None:
 def test_parts_of_the_tokens_are_added() -> None:
     # More than one part of them; whole numbers, so that every sum is exact.
     grad_TE, hidden_TD = torch.randint(-2, 3, (1100, 2)).float(), torch.randint(-2, 3, (1100, 3)).bfloat16()
+    weight_ED = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert BACKWARD(grad_TE, hidden_TD, weight_ED, False, True)[1].equal((grad_TE.T @ hidden_TD.float()).bfloat16())
+
+
+@only_on_triton
+def test_many_tokens_have_longer_parts_and_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = importlib.import_module("moegate.ops.wide_linear.gpu_operator")
+    # A million tokens of DeepSeek-V3's router would else leave a thousand gradients of 7 MB.
+    assert operator.parts_of(1_000_000)[1] <= 32
+    monkeypatch.setattr(operator, "_TOKENS_OF_A_PART", 32)
+    monkeypatch.setattr(operator, "_MOST_PARTS", 2)
+    assert operator.parts_of(150) == (96, 2)
+    grad_TE, hidden_TD = torch.randint(-2, 3, (150, 2)).float(), torch.randint(-2, 3, (150, 3)).bfloat16()
     weight_ED = torch.ones(2, 3, dtype=torch.bfloat16)
     assert BACKWARD(grad_TE, hidden_TD, weight_ED, False, True)[1].equal((grad_TE.T @ hidden_TD.float()).bfloat16())
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def implement(name: str, place: str) -> None:
     IMPLEMENTED[name] = place
 
     def launch(*arguments: Any) -> Any:
+        _check_devices(name, arguments)
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.accelerator.device_index(_device_index(arguments)):
             return implementation(place)(*arguments)
@@ -79,6 +80,16 @@ def implement(name: str, place: str) -> None:
 def _device_index(arguments: tuple[Any, ...]) -> int | None:
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     return None if device.type == "cpu" else device.index
+
+
+def _check_devices(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raises RuntimeError unless all tensors lie on one device: a kernel would read where nothing of theirs is."""
+    devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"moegate::{name} takes tensors on one device, got them on {', '.join(sorted(map(str, devices)))}: move "
+            "them to one, and load what is on the meta device."
+        )
 
 
 def falls_back(name: str, reason: str) -> None:
@@ -113,8 +124,17 @@ def implementation(place: str) -> Callable[..., Any]:
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Registers what an operator returns in shapes and types alone, for ``torch.compile`` and ``torch.export``."""
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    """Registers what an operator returns in shapes and types alone, for ``torch.compile`` and ``torch.export``.
+
+    It also serves a call of which some tensors lie on the meta device, and refuses it unless all of them do.
+    """
+
+    @wraps(fake)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        _check_devices(name, (*arguments, *named.values()))
+        return fake(*arguments, **named)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", checked, lib=_LIBRARY)
 
 
 def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:

@@ -13,8 +13,8 @@ from moegate.ops.experts.backward import check_buffers, experts_backward_into_re
 from moegate.ops.experts.backward_reference import check_shapes, experts_backward_reference
 from moegate.ops.experts.forward import check_sizes, experts_reference
 from moegate.ops.experts.gpu_kernel import activation_backward_kernel, activation_kernel
-from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, grouped_outer, outer, product, readable, tiles_of
-from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, uses_torch, zero_tail
+from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Tiles, grouped_outer, outer, product, readable, tiles_of
+from moegate.ops.grouped_mm.gpu_torch import ends_of, torch_grouped_mm, uses_torch, zero_tail
 from moegate.ops.library import falls_back
 
 __all__ = ["experts", "experts_backward", "experts_backward_into", "function_of"]
@@ -45,9 +45,10 @@ def experts(
     num_rows, width = rows_RD.shape[0], down_EDF.shape[2]
     rows_RD, inner_RF = readable(rows_RD), rows_RD.new_empty(num_rows, width)
     if uses_torch(num_rows, offsets_E, rows_RD, up, down_EDF, inner_RF):
-        pre = torch_grouped_mm(rows_RD, up, offsets_E.int())
+        ends_E = ends_of(offsets_E, num_rows)
+        pre = torch_grouped_mm(rows_RD, up, ends_E)
         _activate(pre, offsets_E, inner_RF, activation)
-        out_RD = torch_grouped_mm(inner_RF, down_EDF, offsets_E.int())
+        out_RD = torch_grouped_mm(inner_RF, down_EDF, ends_E)
         zero_tail(out_RD, offsets_E)
         return out_RD, pre if keep else pre.new_empty(0, up.shape[1])
     pre, out_RD = rows_RD.new_empty(num_rows if keep else 0, up.shape[1]), rows_RD.new_empty(rows_RD.shape)
@@ -124,25 +125,27 @@ def _through_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The inner values once more, the gradient of ``pre``, and that of the rows, empty where nobody needs it."""
     up, down_EDF = weights
-    num_rows, hidden_size = grad_out_RD.shape
+    num_rows = grad_out_RD.shape[0]
     inner_RF, grad_pre = pre.new_empty(num_rows, down_EDF.shape[2]), pre.new_empty(pre.shape)
     by_torch = uses_torch(num_rows, offsets_E, grad_out_RD, up, down_EDF, inner_RF)
-    tiles = None if by_torch else tiles_of(offsets_E, num_rows, pre.dtype)
-    if tiles is None:
-        grad_inner_RF = torch_grouped_mm(grad_out_RD, down_EDF.mT, offsets_E.int())
-    else:
-        grad_inner_RF = torch.empty_like(inner_RF)
-        product(grad_out_RD, down_EDF.mT, tiles, grad_inner_RF)
+    cut = ends_of(offsets_E, num_rows) if by_torch else tiles_of(offsets_E, num_rows, pre.dtype)
+    grad_inner_RF = _product(grad_out_RD, down_EDF.mT, cut)
     _activation_backward(pre.contiguous(), grad_inner_RF, inner_RF, grad_pre, activation)
     if not needs_rows:
         return inner_RF, grad_pre, pre.new_empty(0)
-    if tiles is None:
-        grad_rows_RD = torch_grouped_mm(grad_pre, up.mT, offsets_E.int())
+    grad_rows_RD = _product(grad_pre, up.mT, cut)
+    if by_torch:
         zero_tail(grad_rows_RD, offsets_E)
-    else:
-        grad_rows_RD = pre.new_empty(num_rows, hidden_size)
-        product(grad_pre, up.mT, tiles, grad_rows_RD)
     return inner_RF, grad_pre, grad_rows_RD
+
+
+def _product(rows_RI: Tensor, weight_EOI: Tensor, cut: Tiles | Tensor) -> Tensor:
+    """``weight[e] @ rows[r]``, by the tiles of Triton's kernel or the ends of PyTorch's product."""
+    if isinstance(cut, Tensor):
+        return torch_grouped_mm(rows_RI, weight_EOI, cut)
+    out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
+    product(rows_RI, weight_EOI, cut, out_RO)
+    return out_RO
 
 
 def _activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int) -> None:

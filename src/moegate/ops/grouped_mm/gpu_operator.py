@@ -20,7 +20,7 @@ from moegate.ops.grouped_mm.gpu_sizes import (
     product_cut,
     tile_rows,
 )
-from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, torch_grouped_outer, uses_torch, zero_tail
+from moegate.ops.grouped_mm.gpu_torch import ends_of, torch_grouped_mm, torch_grouped_outer, uses_torch, zero_tail
 from moegate.ops.grouped_mm.reference import (
     check_grouped_mm,
     check_grouped_outer,
@@ -213,7 +213,7 @@ def grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor
         return grouped_mm_reference(rows_RI, weight_EOI, offsets_E)
     rows_RI = readable(rows_RI)
     if uses_torch(rows_RI.shape[0], offsets_E, rows_RI, weight_EOI):
-        out_RO = torch_grouped_mm(rows_RI, weight_EOI, offsets_E.int())
+        out_RO = torch_grouped_mm(rows_RI, weight_EOI, ends_of(offsets_E, rows_RI.shape[0]))
         zero_tail(out_RO, offsets_E)
         return out_RO
     out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
@@ -229,7 +229,7 @@ def grouped_outer(left_RO: Tensor, right_RI: Tensor, offsets_E: Tensor) -> Tenso
         return grouped_outer_reference(left_RO, right_RI, offsets_E)
     left_RO, right_RI = readable(left_RO), readable(right_RI)
     if uses_torch(left_RO.shape[0], offsets_E, left_RO, right_RI):
-        return torch_grouped_outer(left_RO, right_RI, offsets_E.int())
+        return torch_grouped_outer(left_RO, right_RI, ends_of(offsets_E, left_RO.shape[0]))
     out_EOI = left_RO.new_empty(offsets_E.shape[0], left_RO.shape[1], right_RI.shape[1])
     outer(left_RO, right_RI, offsets_E, out_EOI)
     return out_EOI

@@ -4,11 +4,13 @@ import torch
 import triton
 from torch import Tensor
 
+from moegate.ops.grouped_mm.gpu_kernel_ends import ends_kernel
 from moegate.ops.grouped_mm.gpu_kernel_tail import zero_tail_kernel
 
 LEAST_ROWS_OF_A_GROUP = 128
 """In the mean: with fewer, tiles stay half empty, and what counts is how fast the weights are read."""
 _MOST_GROUPS = 1023
+_MOST_ROWS = 2**31 - 1
 _ALIGNMENT = 16
 
 
@@ -33,7 +35,7 @@ def uses_torch(num_rows: int, offsets_E: Tensor, *matrices: Tensor) -> bool:
     if torch.cuda.get_device_capability(device)[0] not in (9, 10):
         return False
     num_groups = offsets_E.shape[0]
-    if not 0 < num_groups <= _MOST_GROUPS or num_rows < LEAST_ROWS_OF_A_GROUP * num_groups:
+    if not 0 < num_groups <= _MOST_GROUPS or not LEAST_ROWS_OF_A_GROUP * num_groups <= num_rows <= _MOST_ROWS:
         return False
     return all(takes(matrix) for matrix in matrices)
 
@@ -55,8 +57,19 @@ def takes(matrix: Tensor) -> bool:
     return last == 1 and before >= rows_apart and multiples
 
 
+def ends_of(offsets_E: Tensor, num_rows: int) -> Tensor:
+    """The offsets as int32 for PyTorch's products, which trust them: within the rows, and never falling."""
+    ends_E = torch.empty(offsets_E.shape, dtype=torch.int32, device=offsets_E.device)
+    num_groups = offsets_E.shape[0]
+    ends_kernel[(1,)](
+        offsets_E.contiguous(), ends_E, num_groups, num_rows,
+        BLOCK_E=triton.next_power_of_2(num_groups), num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return ends_E
+
+
 def torch_grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-    """``weight[e] @ rows[r]``; rows behind the last group are not written. ``ends`` are the offsets as int32."""
+    """``weight[e] @ rows[r]``; rows behind the last group are not written. ``ends`` are those of ``ends_of``."""
     out_RO: Tensor = torch._grouped_mm(rows_RI, weight_EOI.mT, offs=ends_E)
     return out_RO
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from moegate.ops.dispatch_plan.gpu_operator import dispatch_plan
 from moegate.ops.grouped_mm.gpu_operator import Slots, Tiles, product, tiles_of
-from moegate.ops.grouped_mm.gpu_torch import torch_grouped_mm, uses_torch
+from moegate.ops.grouped_mm.gpu_torch import ends_of, torch_grouped_mm, uses_torch
 
 
 class Rows(NamedTuple):
@@ -41,7 +41,7 @@ def planned_rows(index_TK: Tensor, num_experts: int, like: Tensor) -> Rows:
 def product_of_rows(rows_RI: Tensor, weight_EOI: Tensor, rows: Rows) -> Tensor:
     """``weight[e] @ rows[r]`` for the rows of experts; where nothing is gathered, PyTorch's product may be faster."""
     if uses_torch(rows_RI.shape[0], rows.offsets, rows_RI, weight_EOI):
-        return torch_grouped_mm(rows_RI, weight_EOI, rows.offsets.int())
+        return torch_grouped_mm(rows_RI, weight_EOI, ends_of(rows.offsets, rows_RI.shape[0]))
     out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EOI.shape[1])
     product(rows_RI, weight_EOI, rows.tiles, out_RO)
     return out_RO

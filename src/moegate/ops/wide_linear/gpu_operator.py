@@ -16,6 +16,8 @@ from moegate.ops.wide_linear.operators import check_gradient, check_matrices
 _FEW_TOKENS = 32
 """Up to these, reading the matrix for each is better than filling tiles; it lies in the cache."""
 _TOKENS_OF_A_PART = 1024
+_MOST_PARTS = 32
+"""Each part is a float32 gradient of its own: with many tokens, parts are longer instead of more."""
 
 
 def wide_linear(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
@@ -71,17 +73,28 @@ def _hidden_gradient(grad_TE: Tensor, hidden_TD: Tensor, weight_ED: Tensor) -> T
 def _weight_gradient(grad_TE: Tensor, hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """In parts of the tokens, so that all multiprocessors have some; these are added in one order."""
     (num_tokens, hidden_size), num_outputs = hidden_TD.shape, weight_ED.shape[0]
-    num_parts = max(1, triton.cdiv(num_tokens, _TOKENS_OF_A_PART))
+    tokens_of_part, num_parts = parts_of(num_tokens)
     parts_PED = weight_ED.new_empty(num_parts, *weight_ED.shape, dtype=torch.float32)
     if parts_PED.numel():
         block_e, block_d = _block(num_outputs, 64), _block(hidden_size, 128)
         grid = (triton.cdiv(num_outputs, block_e), triton.cdiv(hidden_size, block_d), num_parts)
         weight_gradient_kernel[grid](
-            grad_TE, hidden_TD, parts_PED, num_tokens, num_outputs, hidden_size, _TOKENS_OF_A_PART,
+            grad_TE, hidden_TD, parts_PED, num_tokens, num_outputs, hidden_size, tokens_of_part,
             *grad_TE.stride(), *hidden_TD.stride(),
             BLOCK_T=32, BLOCK_E=block_e, BLOCK_D=block_d, num_warps=4, num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip
     return (parts_PED[0] if num_parts == 1 else parts_PED.sum(dim=0)).to(weight_ED.dtype)
+
+
+def parts_of(num_tokens: int) -> tuple[int, int]:
+    """How many tokens a part has, which is a multiple of what a program takes at a time, and how many parts there are.
+
+    Example:
+        >>> parts_of(0), parts_of(8192), parts_of(1_000_000)
+        ((1024, 1), (1024, 8), (31744, 32))
+    """
+    tokens_of_part = _TOKENS_OF_A_PART * max(1, triton.cdiv(num_tokens, _TOKENS_OF_A_PART * _MOST_PARTS))
+    return tokens_of_part, max(1, triton.cdiv(num_tokens, tokens_of_part))
 
 
 def _block(size: int, most: int) -> int:
