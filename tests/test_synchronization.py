@@ -103,7 +103,13 @@ def test_more_experts_than_a_tile_holds(monkeypatch: pytest.MonkeyPatch) -> None
         moegate.route(logits, recipes.mixtral()).weights.sum().backward()
 
 
-@pytest.mark.parametrize("read_numbers", [Tensor.item, Tensor.nonzero, Tensor.unique, lambda x: x[x > 0]])
+@pytest.mark.parametrize(
+    "read_numbers",
+    [
+        *(Tensor.item, Tensor.nonzero, Tensor.unique, lambda x: x[x > 0]),
+        *(lambda x: x.tolist(), lambda x: x.numpy(), lambda x: x.cpu()),
+    ],
+)
 def test_the_net_holds(read_numbers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = torch.ones(1)
     with pytest.raises(Waits), nothing_waits(monkeypatch):

@@ -61,6 +61,7 @@ def test_the_process_of_a_suite_needs_pytorch_alone(tmp_path):
 
 @pytest.mark.timeout(300)  # four processes, each of which loads PyTorch
 def test_a_rehearsal_without_typer_rich_and_the_compiled_library(tmp_path):
+    pytest.importorskip("triton", reason="a rehearsal runs Triton's kernels in its interpreter")
     only = "checks plan: hostile,plan plan T=1 "
     arguments = ("bench", "--device", "rehearsal", "--all", "--only", only, "-o", str(tmp_path / "out"))
     shown = run(tmp_path, *arguments, module="moegate.cli", MOEGATE_LIBRARY="/nowhere")

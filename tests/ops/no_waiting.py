@@ -63,6 +63,11 @@ def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         return call
 
+    def refused(*_: object) -> None:
+        raise Waits("To read a tensor makes Python wait for a GPU.")
+
     with monkeypatch.context() as patch, _Net():
         patch.setattr(library, "implementation", watched)
+        for name in ("tolist", "numpy", "cpu"):  # on a CPU they read without an operator that the net would see
+            patch.setattr(torch.Tensor, name, refused)
         yield

@@ -52,6 +52,7 @@ def test_the_default_server_has_a_value(value: str) -> None:
 
 
 def test_triton_kernels_on_the_cpu_need_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="that Triton is missing is said before")
     done = run(SAY, MOEGATE_KERNEL="triton", TRITON_INTERPRET="0")
     assert done.returncode != 0
     assert "MOEGATE_KERNEL=triton runs kernels in Triton's interpreter: set TRITON_INTERPRET=1 too." in done.stderr

@@ -121,3 +121,12 @@ def test_a_capture_that_breaks_off_ends_the_process_and_is_not_tried_again():
 def test_what_was_lost_before_is_not_run_again():
     row = row_of(case_of(ours(), Variant("peer", failing)), known=Known(lost={"peer": "it hung"}))
     assert row["variants"]["peer"] == {"ours": False, "trouble": "it hung"}
+
+
+def test_what_other_cases_found_about_a_name_holds_for_peers_alone():
+    names = frozenset({"moegate", "waits"})
+    reasons = {"moegate": "ended twice", "hangs": "ended twice"}
+    case = case_of(ours(), Variant("waits", lambda: 1), Variant("hangs", lambda: 1))
+    variants = row_of(case, known=Known(peers_lost=reasons, peers_eager=names))["variants"]
+    assert variants["hangs"] == {"ours": False, "trouble": "ended twice"}
+    assert (variants["moegate"]["how"], variants["waits"]["how"]) == ("graph", "eager")

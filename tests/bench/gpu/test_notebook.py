@@ -37,6 +37,23 @@ def test_a_capture_gets_a_second_chance_without_a_graph(tmp_path):
         assert (known.lost, known.eager) == (lost, eager)
 
 
+def test_a_peer_that_broke_off_a_capture_is_not_captured_in_other_cases(tmp_path):
+    notebook = Notebook(tmp_path, "now")
+    notebook.turn("decode", "a", "Liger", CAPTURE)
+    notebook.blame("broken off")
+    known = notebook.known("decode", "b")
+    assert (known.lost, known.eager, known.peers_lost, known.peers_eager) == ({}, set(), {}, {"Liger"})
+    assert notebook.known("plan", "b").peers_eager == set()
+
+
+def test_a_peer_that_ended_two_processes_takes_no_part_in_other_cases(tmp_path):
+    notebook = Notebook(tmp_path, "now")
+    for key, lost in (("a", {}), ("b", {"Liger": "hung at b"})):
+        notebook.turn("decode", key, "Liger", "check")
+        notebook.blame(f"hung at {key}")
+        assert notebook.known("decode", "c").peers_lost == lost
+
+
 def test_nobody_is_blamed_without_a_note(tmp_path):
     notebook = Notebook(tmp_path, "now")
     notebook.blame("nothing")

@@ -67,6 +67,15 @@ def test_a_sitting_in_which_nothing_goes_wrong(sit):
     assert "| a | **right** | 2.00 µs | 1.00 µs to 3.00 µs |" in (folder / "cuda.md").read_text()
 
 
+def test_the_note_of_an_interrupted_sitting_blames_nobody(sit, tmp_path):
+    note = tmp_path / "out" / ".cuda-turn.json"
+    note.parent.mkdir()
+    note.write_text('{"suite": "gate", "key": "a", "who": "other", "step": "check", "since": 0}')
+    status, rows, said, _ = sit("pass")
+    assert (status, len(rows)) == (0, 1)
+    assert "goes on without" not in said
+
+
 @pytest.mark.parametrize("behaviour", ["os._exit(139)", "sys.exit(75)", "os.abort()", "raise MemoryError"])
 def test_a_process_that_dies_costs_only_who_was_at_work(sit, behaviour):
     status, rows, said, folder = sit(behaviour)

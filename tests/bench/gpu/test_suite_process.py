@@ -68,6 +68,16 @@ def test_a_case_that_can_not_be_built_is_said_and_costs_no_other(run):
     assert said[0] == "broken: not measured: MemoryError: too large"
 
 
+def test_a_case_in_which_a_process_ended_with_nobody_to_blame_is_not_tried_again(run, tmp_path):
+    notebook = Notebook(tmp_path, "now")
+    notebook.turn("gate", "a", "", "timing")
+    notebook.blame("ended after 120 s at a: timing")
+    rows, said = run()
+    assert [row["failed"] for row in rows if "failed" in row] == ["ended after 120 s at a: timing"]
+    assert keys(rows) == ["b"]
+    assert said[0] == "a: not measured: ended after 120 s at a: timing"
+
+
 class Lost(Rehearsal):
     """A card that answers no more."""
 

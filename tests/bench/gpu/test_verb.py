@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from moegate.bench.gpu import verb
-from moegate.bench.gpu.verb import NO_CARD, bench_on_device
+from moegate.bench.gpu.verb import NO_CARD, bench_on_device, why_no_kernels
 
 
 @pytest.fixture
 def sittings(monkeypatch):
     made = []
+    monkeypatch.setattr(verb, "why_no_kernels", lambda environment, has_triton: None)
 
     class Sitting:
         def __init__(self, plan, folder, say):
@@ -31,6 +32,35 @@ def test_a_machine_without_a_card_says_so(sittings, monkeypatch, capsys):
     monkeypatch.setattr(verb, "why_no_card", lambda: "There is no card.")
     assert bench() == NO_CARD
     assert capsys.readouterr().out.startswith("There is no card. Nothing was measured.")
+    assert sittings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MOEGATE_KERNEL", "0"), ("MOEGATE_KERNEL", "triton"), ("TRITON_INTERPRET", "1")]
+)
+def test_a_variable_that_a_suite_would_inherit_is_refused(name, value, sittings, monkeypatch, capsys):
+    """Else the references, or an interpreter, would be timed under moegate's name."""
+    monkeypatch.setattr(verb, "why_no_kernels", why_no_kernels)
+    monkeypatch.setattr(verb, "HAS_TRITON", True)
+    monkeypatch.setattr(verb, "why_no_card", lambda: None)
+    for other in ("MOEGATE_KERNEL", "TRITON_INTERPRET"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    assert bench() == NO_CARD
+    assert capsys.readouterr().out.startswith(f"{name}={value} takes the kernels away")
+    assert sittings == []
+    monkeypatch.delenv(name)
+    assert bench() == 0
+    assert len(sittings) == 1
+
+
+@pytest.mark.parametrize("device", ["cuda", "rehearsal"])
+def test_without_triton_there_is_nothing_to_run(device, sittings, monkeypatch, capsys):
+    monkeypatch.setattr(verb, "why_no_kernels", why_no_kernels)
+    monkeypatch.setattr(verb, "HAS_TRITON", False)
+    monkeypatch.setattr(verb, "why_no_card", lambda: None)
+    assert bench(device=device) == NO_CARD
+    assert capsys.readouterr().out.startswith("Triton is not installed")
     assert sittings == []
 
 

@@ -10,11 +10,13 @@ from gate_cases import Case
 from hypothesis import given, settings
 from triton_support import ON_TRITON, examples, only_on_triton
 
+from moegate.ops import library
 from moegate.ops.topk_gate.options import options_for
 from moegate.ops.topk_gate.reference import Statistics, topk_gate_statistics_reference
 
 if ON_TRITON:
     from moegate.ops.ordered_topk.gpu_operator import Sizes, sizes_for
+    from moegate.ops.topk_gate.gpu_operator import topk_gate_backward
     from moegate.ops.topk_gate.gpu_operator_large import topk_gate_statistics_large
 
 pytestmark = [only_on_triton, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")]
@@ -140,3 +142,17 @@ def test_as_the_reference_counts_and_scales() -> None:
     reference = topk_gate_statistics_reference(logits, None, None, *numbers)
     assert ours.index.equal(reference.index) and ours.counts.equal(reference.counts)
     torch.testing.assert_close(ours.weights, reference.weights, rtol=3e-7, atol=0.0)
+
+
+def test_a_gradient_of_more_slots_than_a_program_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference serves, and ``MOEGATE_STRICT=1`` says so."""
+    mode = options_for(
+        2100, False, 2049, "identity", 1, 1, "max", False, 0.0, 1.0, "logits", torch.int64, False, False, False
+    ).mode  # fmt: skip
+    index_TK, grad_TK = torch.arange(2049)[None], torch.randn(1, 2049)
+    given = (grad_TK, None, None, index_TK, torch.zeros(1, 2049), torch.zeros(0, dtype=torch.float64), None)
+    found_TE = topk_gate_backward(*given, 2100, torch.float32, 0.0, 1.0, mode)
+    assert found_TE.equal(torch.cat([grad_TK, torch.zeros(1, 51)], dim=1))
+    monkeypatch.setattr(library, "STRICT", True)
+    with pytest.raises(RuntimeError, match="topk_gate_backward: 2049 experts a token are more than a program holds"):
+        topk_gate_backward(*given, 2100, torch.float32, 0.0, 1.0, mode)

@@ -27,10 +27,14 @@ class Known:
     Attributes:
         lost: variant -> why it takes part no more.
         eager: variants whose capture broke a process off, so that they are timed eagerly.
+        peers_lost: the same as ``lost``, from other cases of the suite; it holds for peers alone.
+        peers_eager: the same as ``eager``, from other cases of the suite; it holds for peers alone.
     """
 
     lost: Mapping[str, str] = field(default_factory=dict)
     eager: frozenset[str] = frozenset()
+    peers_lost: Mapping[str, str] = field(default_factory=dict)
+    peers_eager: frozenset[str] = frozenset()
 
 
 Note = Callable[[str, str], None]
@@ -42,7 +46,9 @@ class Measurement:
 
     def __init__(self, card: Card, case: Case, effort: Effort, known: Known, note: Note) -> None:
         self._card, self._case, self._effort, self._known, self._note = card, case, effort, known, note
-        self._trouble: dict[str, str] = dict(known.lost)
+        peers = {variant.name for variant in case.variants if not variant.ours}
+        self._trouble = {name: reason for name, reason in known.peers_lost.items() if name in peers} | dict(known.lost)
+        self._eager = known.eager | (known.peers_eager & peers)
         self._runs: dict[str, Run] = {}
 
     def row(self, limits: CardLimits) -> Row:
@@ -80,7 +86,7 @@ class Measurement:
 
     def _captured(self, name: str, calls: list[Callable[[], Any]]) -> Run:
         self._note(name, CAPTURE)
-        eager = "its capture failed" if name in self._known.eager else ""
+        eager = "its capture failed" if name in self._eager else ""
         try:
             return prepared(self._card, calls, self._effort, eager=eager)
         except Exception as error:  # after a capture that broke off, PyTorch's allocator waits for its end for ever

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from moegate.bench.results import Results, Row
 
 FILE = "cuda"
 """Rows go to ``cuda.jsonl``, tables to ``cuda.md``."""
+_MOST_ENDS = 2
 
 
 class Notebook:
@@ -68,15 +71,27 @@ class Notebook:
             self.forget()
 
     def known(self, suite: str, key: str) -> Known:
-        """What earlier processes found about a case."""
-        lost: dict[str, str] = {}
-        eager = set()
-        for row in self.rows():
-            if row["suite"] != suite or row["key"] != key or "lost" not in row:
-                continue
-            who, step = row["lost"]["who"], row["lost"]["step"]
-            if step == CAPTURE and who not in eager:
-                eager.add(who)  # once: a second end is not the capture's fault
-            else:
-                lost[who] = row["lost"]["reason"]
-        return Known(lost, frozenset(eager - lost.keys()))
+        """What earlier processes found about a case.
+
+        Each end of a process takes seconds or minutes, and a suite survives few of them: so whose capture broke one off
+        is not captured in other cases either, and who ended two takes no part in any.
+        """
+        ends = [row for row in self.rows() if row["suite"] == suite and "lost" in row]
+        lost, eager = _culprits([row for row in ends if row["key"] == key])
+        lost_elsewhere, eager_elsewhere = _culprits([row for row in ends if row["key"] != key])
+        ended = Counter(row["lost"]["who"] for row in ends if row["lost"]["step"] != CAPTURE)
+        peers_lost = {who: reason for who, reason in lost_elsewhere.items() if ended[who] >= _MOST_ENDS}
+        return Known(lost, frozenset(eager - lost.keys()), peers_lost, frozenset(eager_elsewhere))
+
+
+def _culprits(ends: Iterable[Row]) -> tuple[dict[str, str], set[str]]:
+    """Who takes part no more, and why; and who is not captured again."""
+    lost: dict[str, str] = {}
+    eager: set[str] = set()
+    for row in ends:
+        who, step = row["lost"]["who"], row["lost"]["step"]
+        if step == CAPTURE and who not in eager:
+            eager.add(who)  # once: a second end is not the capture's fault
+        else:
+            lost[who] = row["lost"]["reason"]
+    return lost, eager

@@ -65,6 +65,7 @@ class Sitting:
     def run(self) -> int:
         """The exit status: 0, 1 when something of moegate is wrong or failed, 130 when it was interrupted."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.notebook.forget()  # the note of a sitting that was interrupted says nothing about this one
         suites = wanted_suites(self.plan.suites, self.plan.only)
         owed = sum(SHARES[suite] for suite in suites)
         try:

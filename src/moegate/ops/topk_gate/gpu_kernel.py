@@ -4,8 +4,8 @@ Lanes of a tile are the experts, group by group, each group padded to a power of
 along an axis. Names ending in letters give the axes as everywhere: ``t`` tokens of the program, ``e`` lanes, ``g``
 groups, ``k`` slots.
 
-The experts are chosen by rough keys of rough scores, which cost a few instructions a logit; a tile in which that leaves
-any doubt is ranked again by exact keys of the portable scores. The result is the exact one either way.
+The experts are chosen by rough keys of rough scores, which cost a few instructions a logit; a token for which that
+leaves any doubt is ranked again by all bits of the portable scores. The result is the exact one either way.
 """
 
 import triton

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from moegate.ops.library import falls_back
 from moegate.ops.topk_gate.gpu_checks import check_chosen, check_dense, check_gate, check_gradient
 from moegate.ops.topk_gate.gpu_kernel import topk_gate_kernel
 from moegate.ops.topk_gate.gpu_kernel_backward import topk_gate_backward_kernel
@@ -182,6 +183,7 @@ def topk_gate_backward(  # noqa: PLR0913, PLR0917 - the schema of the operator
     if dense:
         check_dense(logsumexp_T, grad_logsumexp_T, logits_TE, (num_tokens, num_experts))
     if top_k > _MOST_SLOTS:
+        falls_back("topk_gate_backward", f"{top_k} experts a token are more than a program holds")
         return topk_gate_backward_reference(
             grad_weights_TK, grad_logsumexp_T, grad_chosen_TK, index_TK, chosen_TK, logsumexp_T, logits_TE,
             num_experts, dtype, eps, scale, mode

@@ -4,6 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
+from moegate.ops.gpu.sizes import power_of_two
 from moegate.ops.grouped_mm.gpu_sizes import machine_of
 from moegate.ops.wide_linear.gpu_kernel import (
     few_tokens_kernel,
@@ -104,4 +105,4 @@ def _block(size: int, most: int) -> int:
         >>> _block(5, 64), _block(100, 64)
         (16, 64)
     """
-    return max(16, min(most, 1 << (size - 1).bit_length())) if size > 0 else 16
+    return max(16, min(most, power_of_two(size)))
