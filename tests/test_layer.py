@@ -349,7 +349,9 @@ def test_bfloat16_is_close_to_float32(rule: RoutingRule) -> None:
     out, routing = narrow(hidden, **tokens)
     expected, same = moe(hidden.float(), **tokens)
     assert out.dtype == torch.bfloat16 and routing.weights.dtype == torch.float32
-    assert routing.expert_index.equal(same.expert_index) and routing.weights.equal(same.weights)
+    assert routing.expert_index.equal(same.expert_index)
+    # The kernel of a router's bfloat16 product adds in another order than PyTorch's of float32.
+    torch.testing.assert_close(routing.weights, same.weights, rtol=1e-5 if ON_TRITON else 0.0, atol=0.0)
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.02)
     narrow.train()(hidden, **tokens)[0].sum().backward()
     assert all(parameter.grad is None or parameter.grad.dtype == torch.bfloat16 for parameter in narrow.parameters())
