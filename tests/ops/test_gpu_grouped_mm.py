@@ -238,3 +238,19 @@ def test_expanded_and_strided_rows() -> None:
     for rows in (torch.ones(1, 1).expand(5, 8), torch.randn(8, 5).T, torch.randn(10, 16)[::2, ::2]):
         assert_close(grouped_mm(rows, weight, offsets), multiplied(rows, weight, (3, 5)))
         assert_close(grouped_outer(rows, rows, offsets), summed(rows, rows, (3, 5)))
+
+
+def test_groups_without_rows_are_zero_whatever_pytorch_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_products = importlib.import_module("moegate.ops.grouped_mm.gpu_torch")
+    left, right = torch.randn(7, 24).bfloat16(), torch.randn(7, 48).bfloat16()
+    ends = torch.tensor([0, 3, 3, 7, 7])
+
+    def careless(left: Tensor, right: Tensor, offs: Tensor) -> Tensor:
+        bounds = itertools.pairwise((0, *offs.tolist()))
+        products = [left[:, a:b] @ right[a:b] if b > a else left.new_full((24, 48), torch.nan) for a, b in bounds]
+        return torch.stack(products)
+
+    monkeypatch.setattr(torch, "_grouped_mm", careless)
+    found = torch_products.torch_grouped_outer(left, right, torch_products.ends_of(ends, 7))
+    assert_close(found, summed(left, right, (0, 3, 3, 7, 7)))
+    assert not found[[0, 2, 4]].any()

@@ -1,4 +1,4 @@
-"""Zeros for the rows that no group owns."""
+"""Zeros where a product has nothing to add: rows that no group owns, and matrices of groups without rows."""
 
 import triton
 import triton.language as tl
@@ -17,3 +17,16 @@ def zero_tail_kernel(
             column_o = start + tl.arange(0, BLOCK_O)
             zero_o = tl.zeros((BLOCK_O,), rows_ptr.dtype.element_ty)
             tl.store(rows_ptr + row * width + column_o, zero_o, mask=column_o < width)
+
+
+@triton.jit
+def zero_empty_kernel(matrices_ptr, ends_ptr, size, BLOCK: tl.constexpr):
+    """Zeros for a group's matrix of ``size`` elements if it has no rows; programs of a group share them."""
+    group = tl.program_id(0)
+    start = tl.load(ends_ptr + group - 1, mask=group > 0, other=0)
+    if tl.load(ends_ptr + group) > start:
+        return
+    matrix_ptr = matrices_ptr + group.to(tl.int64) * size
+    for begin in range(tl.program_id(1) * BLOCK, size, tl.num_programs(1) * BLOCK):
+        place = begin + tl.arange(0, BLOCK)
+        tl.store(matrix_ptr + place, tl.zeros((BLOCK,), matrices_ptr.dtype.element_ty), mask=place < size)

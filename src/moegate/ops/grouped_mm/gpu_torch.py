@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from moegate.ops.grouped_mm.gpu_kernel_ends import ends_kernel
-from moegate.ops.grouped_mm.gpu_kernel_tail import zero_tail_kernel
+from moegate.ops.grouped_mm.gpu_kernel_tail import zero_empty_kernel, zero_tail_kernel
 
 LEAST_ROWS_OF_A_GROUP = 128
 """In the mean: with fewer, tiles stay half empty, and what counts is how fast the weights are read."""
@@ -77,6 +77,9 @@ def torch_grouped_mm(rows_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Ten
 def torch_grouped_outer(left_RO: Tensor, right_RI: Tensor, ends_E: Tensor) -> Tensor:
     """``Σ left[r] ⊗ right[r]``; zero for a group without rows."""
     out_EOI: Tensor = torch._grouped_mm(left_RO.mT, right_RI, offs=ends_E)
+    # Nothing says what PyTorch leaves where there was nothing to add.
+    num_groups, size = out_EOI.shape[0], out_EOI[0].numel()
+    zero_empty_kernel[num_groups, 8](out_EOI, ends_E, size, BLOCK=1024, enable_fp_fusion=True)
     return out_EOI
 
 
