@@ -46,6 +46,7 @@ def run_pytest(folder: Path, source: str, **environment: str) -> str:
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "test_sample.py").write_text(source, encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "PYTEST_", "MOEGATE_"))}
+    env["PYTHONPATH"] = str(CONFTEST.parent / "ops")  # where pyproject.toml says that conftest.py's helpers lie
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rsfE", "--tb=line", str(folder)]
     done = subprocess.run(command, cwd=folder, env=env | environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr

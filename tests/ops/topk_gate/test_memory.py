@@ -1,6 +1,7 @@
 """Nothing is read or written outside the tensors, nothing is read before it is written, and little memory is used."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -82,7 +83,8 @@ MEBIBYTE = 2**20
 def test_no_more_memory_than_the_outputs_and_a_mebibyte_a_thread(isa: str) -> None:
     """At the peak of a call, with and without a bias, groups, counts and a logsumexp."""
     script = Path(__file__).with_name("gate_memory.py")
-    found = subprocess.run([sys.executable, script, isa], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}  # where its helpers lie
+    found = subprocess.run([sys.executable, script, isa], env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
     measured = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(measured) == 3 * 2 * 2
