@@ -10,6 +10,8 @@ import pytest
 import torch
 from triton_support import only_on_triton
 
+import moegate.ops.ordered_topk.algorithms
+import moegate.ops.topk_gate.ablation  # noqa: F401 - both define operators that nothing else imports
 from moegate.ops.library import KERNELS
 
 ROUNDS = 120
