@@ -52,11 +52,11 @@ test-reference: $(STAMP) ## routing, dispatch and layers once more without the c
 	  tests/ops tests/dispatch tests/test_routing.py tests/test_fusion.py tests/test_readings.py tests/test_layer.py \
 	  tests/test_experts.py tests/balance
 
-test-triton: $(STAMP) ## the operators and the contract once more on Triton's interpreter; compile the kernels for GPUs
+test-triton: $(STAMP) ## the operators and the contract once more on Triton's interpreter; compile the kernels for an H100
 	OMP_NUM_THREADS=1 MOEGATE_KERNEL=triton TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS) \
 	  tests/ops tests/contract tests/test_routing.py tests/test_fusion.py tests/test_layer.py \
 	  tests/test_synchronization.py tests/test_gpu_path.py
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py --target sm_90
 
 sanitize: $(STAMP) ## the tests of the kernels under the address and undefined-behaviour sanitizers
 	PYTHON=$(BIN)/python scripts/sanitize.sh

@@ -28,5 +28,5 @@ may_race = pytest.mark.may_race
 
 
 def examples(number: int) -> int:
-    """How many examples hypothesis draws where it would draw ``number``: in the interpreter a twelfth, at least 3."""
-    return max(3, number // 12) if ON_TRITON else number
+    """How many examples hypothesis draws where it would draw ``number``: in the interpreter a twentieth, at least 3."""
+    return max(3, number // 20) if ON_TRITON else number
