@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from routers import NUM_EXPERTS, ROW_WISE, RULES, routed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from triton_support import ON_TRITON
+from triton_support import ON_TRITON, not_on_triton
 
 import moegate
 from moegate.records import Routing
@@ -77,6 +77,7 @@ def test_strides_and_shapes_do_not_matter(rule: RoutingRule, data: st.DataObject
     assert same_bits(routed(logits.view(1, -1, 1, NUM_EXPERTS), rule), expected)
 
 
+@not_on_triton("the interpreter has no threads")
 @every_rule
 def test_the_number_of_threads_does_not_matter(rule: RoutingRule, threads: Callable[[int], None]) -> None:
     """Enough rows that every kernel splits them among its threads."""
