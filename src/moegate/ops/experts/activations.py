@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "GATED", "PLAIN", "apply_activation", "number_of"]
+__all__ = ["ACTIVATIONS", "GATED", "PLAIN", "apply_activation", "function_of", "number_of"]
 
 
 def _relu_squared(values: Tensor) -> Tensor:
@@ -22,6 +22,7 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ACTIVATIONS: tuple[str, ...] = (*GATED, *PLAIN)
 """Every name; the operators know an activation by its place here."""
+_FUNCTIONS = {"swiglu": "silu", "geglu": "gelu"}
 _NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
@@ -38,6 +39,17 @@ def number_of(activation: str) -> int:
     if activation not in _NUMBERS:
         raise ValueError(f"activation={activation!r} is none: choose {', '.join(ACTIVATIONS)}.")
     return _NUMBERS[activation]
+
+
+def function_of(activation: int) -> tuple[str, bool]:
+    """The function that an activation takes of its gate, or of all, and whether it is gated.
+
+    Example:
+        >>> function_of(1), function_of(5)
+        (('gelu', True), ('silu', False))
+    """
+    name = ACTIVATIONS[activation]
+    return _FUNCTIONS.get(name, name), name in GATED
 
 
 def apply_activation(pre: Tensor, activation: str) -> Tensor:

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moegate.ops.experts.activations import ACTIVATIONS, GATED, function_of, number_of
 from moegate.ops.grouped_mm import grouped_mm, grouped_outer
 
 __all__ = ["activation_backward", "check_shapes", "experts_backward_reference"]
-
-_ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu2", "relu", "silu")
-_FUNCTION_OF = {"swiglu": "silu", "geglu": "gelu"}
 
 
 def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the operator
@@ -28,7 +26,7 @@ def experts_backward_reference(  # noqa: PLR0913, PLR0917 - the schema of the op
     """Grouped products around the derivative of the activation; see ``experts_backward``."""
     check_shapes(grad_out_RD, rows_RD, pre, up, down_EDF, activation)
     grad_inner_RF = grouped_mm(grad_out_RD, down_EDF.mT, offsets_E)
-    inner_RF, grad_pre = activation_backward(pre, grad_inner_RF, _ACTIVATIONS[activation])
+    inner_RF, grad_pre = activation_backward(pre, grad_inner_RF, ACTIVATIONS[activation])
     empty = rows_RD.new_empty(0)
     return (
         grouped_mm(grad_pre, up.mT, offsets_E) if needs_rows else empty,
@@ -41,11 +39,11 @@ def check_shapes(
     grad_out_RD: Tensor, rows_RD: Tensor, pre: Tensor, up: Tensor, down_EDF: Tensor, activation: int
 ) -> None:
     """Raises RuntimeError unless the arguments of the backward fit one another."""
-    if not 0 <= activation < len(_ACTIVATIONS):
-        raise RuntimeError(f"activation={activation} is unknown: expected 0 to {len(_ACTIVATIONS) - 1}.")
+    if not 0 <= activation < len(ACTIVATIONS):
+        raise RuntimeError(f"activation={activation} is unknown: expected 0 to {len(ACTIVATIONS) - 1}.")
     fits = (rows_RD.ndim, down_EDF.ndim) == (2, 3) and grad_out_RD.shape == rows_RD.shape
     if fits:
-        width = down_EDF.shape[2] * (2 if _ACTIVATIONS[activation] in _FUNCTION_OF else 1)
+        width = down_EDF.shape[2] * (2 if ACTIVATIONS[activation] in GATED else 1)
         fits = up.shape == (down_EDF.shape[0], width, rows_RD.shape[1]) and pre.shape == (rows_RD.shape[0], width)
     if not fits:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (grad_out_RD, rows_RD, pre, up, down_EDF))
@@ -71,12 +69,13 @@ def activation_backward(pre: Tensor, grad_inner_RF: Tensor, activation: str) -> 
     dtype = pre.dtype
     wide = torch.promote_types(dtype, torch.float32)
     pre, grad_inner_RF = pre.to(wide), grad_inner_RF.to(wide)
-    if activation in _FUNCTION_OF:
+    function, gated = function_of(number_of(activation))
+    if gated:
         gate_RF, up_RF = pre.chunk(2, dim=-1)
-        value_RF, slope_RF = _value_and_slope(gate_RF, _FUNCTION_OF[activation])
+        value_RF, slope_RF = _value_and_slope(gate_RF, function)
         grad_pre = torch.cat([grad_inner_RF * up_RF * slope_RF, grad_inner_RF * value_RF], dim=-1)
         return (value_RF * up_RF).to(dtype), grad_pre.to(dtype)
-    value_RF, slope_RF = _value_and_slope(pre, activation)
+    value_RF, slope_RF = _value_and_slope(pre, function)
     return value_RF.to(dtype), (grad_inner_RF * slope_RF).to(dtype)
 
 

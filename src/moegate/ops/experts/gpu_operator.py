@@ -8,29 +8,17 @@ import torch
 import triton
 from torch import Tensor
 
-from moegate.ops.experts.activations import ACTIVATIONS, GATED
+from moegate.ops.experts.activations import function_of
 from moegate.ops.experts.backward import check_buffers, experts_backward_into_reference
 from moegate.ops.experts.backward_reference import check_shapes, experts_backward_reference
 from moegate.ops.experts.forward import check_sizes, experts_reference
 from moegate.ops.experts.gpu_kernel import activation_backward_kernel, activation_kernel
+from moegate.ops.gpu.sizes import block_of_rows
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, Tiles, grouped_outer, outer, product, readable, tiles_of
 from moegate.ops.grouped_mm.gpu_torch import ends_of, torch_grouped_mm, uses_torch, zero_tail
 from moegate.ops.library import falls_back
 
-__all__ = ["experts", "experts_backward", "experts_backward_into", "function_of"]
-
-_FUNCTIONS = {"swiglu": "silu", "geglu": "gelu"}
-
-
-def function_of(activation: int) -> tuple[str, bool]:
-    """The function of an activation, and whether it is gated.
-
-    Example:
-        >>> function_of(1), function_of(5)
-        (('gelu', True), ('silu', False))
-    """
-    name = ACTIVATIONS[activation]
-    return _FUNCTIONS.get(name, name), name in GATED
+__all__ = ["experts", "experts_backward", "experts_backward_into"]
 
 
 def experts(
@@ -154,7 +142,7 @@ def _activate(pre: Tensor, offsets_E: Tensor, inner_RF: Tensor, activation: int)
     if inner_RF.numel() == 0:
         return
     function, gated = function_of(activation)
-    block_r, block_f = _block_of_rows(width)
+    block_r, block_f = block_of_rows(width)
     activation_kernel[(triton.cdiv(num_rows, block_r), triton.cdiv(width, block_f))](
         pre, offsets_E, inner_RF, offsets_E.shape[0], num_rows, width,
         FUNCTION=function, GATED=gated, BLOCK_R=block_r, BLOCK_F=block_f, enable_fp_fusion=True,
@@ -169,23 +157,11 @@ def _activation_backward(
     if inner_RF.numel() == 0:
         return
     function, gated = function_of(activation)
-    block_r, block_f = _block_of_rows(width)
+    block_r, block_f = block_of_rows(width)
     activation_backward_kernel[(triton.cdiv(num_rows, block_r), triton.cdiv(width, block_f))](
         pre, grad_inner_RF, inner_RF, grad_pre, num_rows, width,
         FUNCTION=function, GATED=gated, BLOCK_R=block_r, BLOCK_F=block_f, enable_fp_fusion=True,
     )  # fmt: skip
-
-
-def _block_of_rows(width: int) -> tuple[int, int]:
-    """Rows and columns of a block of 1024 elements: columns that divide the width, where there are enough of them.
-
-    Example:
-        >>> _block_of_rows(768), _block_of_rows(100)
-        ((4, 256), (8, 128))
-    """
-    dividing = width & -width
-    block_f = min(1024, dividing if dividing >= 64 else triton.next_power_of_2(max(1, width)))
-    return max(1, 1024 // block_f), block_f
 
 
 def _check_types(offsets_E: Tensor, *tensors: Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moegate.ops.combine.gpu_operator import combine
-from moegate.ops.experts.gpu_operator import function_of
+from moegate.ops.experts.activations import function_of
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, product, readable
 from moegate.ops.library import falls_back
 from moegate.ops.mixture.arguments import check_arguments

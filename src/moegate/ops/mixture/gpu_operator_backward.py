@@ -4,7 +4,8 @@ import triton
 from torch import Tensor
 
 from moegate.ops.combine.gpu_operator import combine
-from moegate.ops.experts.gpu_operator import function_of
+from moegate.ops.experts.activations import function_of
+from moegate.ops.gpu.sizes import block_of_rows
 from moegate.ops.grouped_mm.gpu_operator import ELEMENTS, outer, product, readable
 from moegate.ops.library import falls_back
 from moegate.ops.mixture.arguments import check_kept
@@ -60,22 +61,10 @@ def _inner_backward(
     grad_pre, grad_weights_TK = pre.new_empty(pre.shape), weights_TK.new_empty(weights_TK.shape)
     if num_rows:
         function, gated = function_of(activation)
-        block_s, block_f = block_of_slots(width)
+        block_s, block_f = block_of_rows(width)
         inner_backward_kernel[(triton.cdiv(num_rows, block_s),)](
             pre, inner_RF, weights_TK.contiguous(), inverse_TK.contiguous(), grad_pre, grad_weights_TK,
             inverse_TK.numel(), num_rows, width,
             FUNCTION=function, GATED=gated, BLOCK_S=block_s, BLOCK_F=block_f, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return grad_pre, grad_weights_TK
-
-
-def block_of_slots(width: int) -> tuple[int, int]:
-    """Slots of a program and columns of a step, 1024 elements: columns that divide the width, where enough do.
-
-    Example:
-        >>> block_of_slots(768), block_of_slots(100)
-        ((4, 256), (8, 128))
-    """
-    dividing = width & -width
-    columns = min(1024, dividing if dividing >= 64 else triton.next_power_of_2(max(1, width)))
-    return 1024 // columns, columns

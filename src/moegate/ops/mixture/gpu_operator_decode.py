@@ -3,7 +3,7 @@
 import triton
 from torch import Tensor
 
-from moegate.ops.experts.gpu_operator import function_of
+from moegate.ops.experts.activations import function_of
 from moegate.ops.mixture.gpu_kernel import decode_down_kernel, decode_up_kernel
 
 _BYTES_AT_ONCE = 16384
